@@ -1,0 +1,115 @@
+"""Shapes, checks and random streams that every other file leans on.
+
+`*batch` comes first, `time` last; a drawn `sample` axis is prepended. Randomness is
+an argument: `generator(seed, *path)` names a stream by a path of words and numbers, so
+that trial 7 of run 3 draws the same numbers whether or not trials 1 to 6 were run.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import ShapeError
+
+Noun = TypeVar("Noun")
+
+Batch = Float[Tensor, "*batch"]
+Unit = Float[Tensor, "*batch dimension"]
+Signal = Float[Tensor, "*batch channel time"]
+
+
+def stream_seed(seed: int, *path: str | int) -> int:
+    """A 63-bit seed for the stream named by `path`; the same on every machine and version."""
+    words = "/".join([str(seed), *map(str, path)])
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, *path: str | int) -> torch.Generator:
+    """A CPU generator for the stream named by `path`, such as `generator(7, "trial", 3)`."""
+    return torch.Generator().manual_seed(stream_seed(seed, *path))
+
+
+def row_keys(batch_shape: Sequence[int], source: torch.Generator) -> Int[Tensor, "*batch"]:
+    """One 62-bit key per batch row, kept in a system's state so that a row's noise is its own."""
+    return torch.randint(0, 2**62, tuple(batch_shape), generator=source, dtype=torch.int64, device=source.device)
+
+
+def row_noise(keys: Int[Tensor, "*batch"], shape: Sequence[int], salt: int, like: Tensor) -> Float[Tensor, "..."]:
+    """Standard normal noise, `shape` per batch row, that depends only on the row's key and `salt`.
+
+    A row gets the same noise alone as in any batch. Drawn in float32 on the CPU, then moved to the
+    device and dtype of `like`, so float32 and float64 runs see the same path.
+    """
+    rows = [
+        torch.randn(tuple(shape), generator=torch.Generator().manual_seed(stream_seed(int(key), salt)))
+        for key in keys.reshape(-1)
+    ]
+    return torch.stack(rows).reshape(*keys.shape, *shape).to(like)
+
+
+def require_shape(name: str, value: Tensor, trailing: Sequence[int], axes: str) -> None:
+    """Refuse a tensor whose last axes are not `trailing`.
+
+    Raises:
+        ShapeError: Naming the tensor, its axes and, where the last two were swapped, the mend.
+    """
+    size = len(trailing)
+    if value.ndim >= size and tuple(value.shape[value.ndim - size :]) == tuple(trailing):
+        return
+    swapped = size == 2 and value.ndim >= 2 and tuple(value.shape[-2:]) == (trailing[1], trailing[0])
+    mend = f" The last two axes look swapped: try {name}.mT." if swapped else ""
+    raise ShapeError(f"{name} must end in [{axes}] = {list(trailing)}, got {list(value.shape)}.{mend}")
+
+
+def require_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        ShapeError: Saying how many entries are not finite.
+    """
+    bad = int((~torch.isfinite(value)).sum())
+    if bad:
+        raise ShapeError(f"{name} has {bad} of {value.numel()} entries that are not finite; drop or mask those trials.")
+
+
+def map_tensors(noun: Noun, change: Any) -> Noun:
+    """The same frozen dataclass with `change` applied to every tensor in it, nested nouns and mappings included."""
+    changes = {f.name: _mapped(getattr(noun, f.name), change) for f in fields(noun)}  # type: ignore[arg-type]
+    return replace(noun, **changes)  # type: ignore[type-var]
+
+
+def _mapped(value: Any, change: Any) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping) and _holds_tensors(value):
+        return {key: _mapped(item, change) for key, item in value.items()}
+    return map_tensors(value, change) if _holds_tensors(value) else value
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(isinstance(item, Tensor) for item in value.values())
+    if not is_dataclass(value):
+        return False
+    items = [getattr(value, f.name) for f in fields(value)]
+    return any(isinstance(item, Tensor) or _holds_tensors(item) for item in items)
+
+
+def concatenate(nouns: Sequence[Noun]) -> Noun:
+    """Join nouns along their first batch axis; everything but the tensors is taken from the first."""
+    first = nouns[0]
+    changes = {f.name: _joined([getattr(noun, f.name) for noun in nouns]) for f in fields(first)}  # type: ignore[arg-type]
+    return replace(first, **changes)  # type: ignore[type-var]
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if isinstance(values[0], Mapping) and _holds_tensors(values[0]):
+        return {key: _joined([value[key] for value in values]) for key in values[0]}
+    return concatenate(values) if _holds_tensors(values[0]) else values[0]

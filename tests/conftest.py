@@ -1,0 +1,33 @@
+"""Shapes are checked while tests run; a test that leaves global torch state changed fails."""
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("stimopt", "beartype.beartype")
+hook.install() if hasattr(hook, "install") else None
+
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_torch_state_is_kept():
+    before = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed())
+    yield
+    after = (torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(), torch.initial_seed())
+    assert after == before, f"the test changed global torch state from {before} to {after}"
+
+
+@pytest.fixture(scope="session")
+def recordings() -> Path:
+    """The folder of recorded data, or a skip that says why."""
+    folder = os.environ.get("STIMOPT_DATA", "")
+    if not folder:
+        if os.environ.get("STIMOPT_REQUIRE_DATA") == "1":
+            pytest.fail("STIMOPT_REQUIRE_DATA is 1 but STIMOPT_DATA is unset")
+        pytest.skip("STIMOPT_DATA is unset: recorded data are not at hand")
+    return Path(folder)
