@@ -80,7 +80,7 @@ def evoked_peak(response: Response, sharpness: float = 50.0) -> tuple[Tensor, Te
     the maximum. At 50 a lone peak's amplitude is read within about 2 %.
     """
     size = response.signal_uv.abs()
-    scale = size.amax(-1, keepdim=True).detach().clamp_min(_FLOOR)
+    scale = size.amax(-1, keepdim=True).clamp_min(_FLOOR)
     weight = torch.softmax(sharpness * size / scale, -1)
     return (weight * response.signal_uv).sum(-1), (weight * response.time_s).sum(-1)
 

@@ -9,7 +9,7 @@ signals. The row is written last, so a kill at any moment loses at most the tria
 import json
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,15 @@ class History:
         times_s: Start of each trial's window on the session's clock.
         responses: What came back; None while empty or where signals were not kept.
         in_flight: A stimulus asked for and not yet told, with its time: it may have been delivered.
+        next_time_s: When the next window starts, if the session has set it.
     """
 
     stimuli: Stimulus
     scores: Float[Tensor, " trial"]
     times_s: Float[Tensor, " trial"]
     responses: Response | None = None
-    in_flight: tuple[Stimulus, float] | None = field(default=None)
+    in_flight: tuple[Stimulus, float] | None = None
+    next_time_s: float = 0.0
 
     def __len__(self) -> int:
         return self.scores.shape[0]
@@ -164,7 +166,7 @@ class TrialStore:
             if cursor.rowcount != 1:
                 raise RunError(f"trial {number} is not in flight; ask for it before telling its score.")
             if state is not None:
-                plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+                plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
                 cursor.execute("REPLACE INTO state VALUES (0, ?, ?)", (number, save_tensors(plain)))
             if lock:
                 cursor.execute("INSERT OR IGNORE INTO lock VALUES (0, ?)", (lock,))
@@ -272,7 +274,7 @@ def _stimulus_bytes(stimulus: Stimulus) -> bytes:
     tensors = {f.name: getattr(stimulus, f.name) for f in fields(stimulus)}
     if stimulus.sensory is not None:
         tensors |= {f"sensory.{f.name}": getattr(stimulus.sensory, f.name) for f in fields(stimulus.sensory)}
-    plain = {name: v.detach().cpu().double().contiguous() for name, v in tensors.items() if isinstance(v, Tensor)}
+    plain = {name: v.detach().cpu().double().clone(memory_format=torch.contiguous_format) for name, v in tensors.items() if isinstance(v, Tensor)}
     return bytes(save_tensors(plain))
 
 

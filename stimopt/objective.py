@@ -89,7 +89,7 @@ class LineLength(Objective):
 class Outcome(Objective):
     """A number measured in the trial, by name: what a replay of a trial table is judged on."""
 
-    name: str
+    outcome: str
     better: Better = "higher"
 
     def __call__(self, response: Response, stimulus: Stimulus) -> Float[Tensor, "*batch"]:
@@ -98,11 +98,11 @@ class Outcome(Objective):
         Raises:
             DataError: If the response carries no such outcome.
         """
-        if self.name not in response.outcomes:
+        if self.outcome not in response.outcomes:
             raise DataError(
-                f"outcome {self.name!r} was not measured; this response has {', '.join(response.outcomes) or 'none'}."
+                f"outcome {self.outcome!r} was not measured; this response has {', '.join(response.outcomes) or 'none'}."
             )
-        return response.outcomes[self.name] * (1.0 if self.better == "higher" else -1.0)
+        return response.outcomes[self.outcome] * (1.0 if self.better == "higher" else -1.0)
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,12 @@ class Parameter:
         """Whether it takes listed or whole values only."""
         return self.kind not in ("continuous", "log")
 
+    @property
+    def numbered(self) -> bool:
+        """Whether it is categorical or a site whose choices are all numbers; a stimulus then holds the number."""
+        named = any(isinstance(choice, str) for choice in self.choices)
+        return self.kind in ("categorical", "site") and not named
+
     def values(self) -> tuple[Value, ...]:
         """All values of a discrete parameter.
 
@@ -152,18 +158,25 @@ class StimulationSpace:
         names = [p.name for p in self.parameters]
         if not names or len(set(names)) != len(names):
             raise SpaceError(f"a space needs parameters with names of their own, got {names}.")
-        if "pulses" in names and "duration_s" in names:
+        electrical = [p for p in self.parameters if p.name not in self._features]
+        own = {p.name for p in electrical}
+        if {"pulses", "duration_s"} <= own:
             raise SpaceError("a space has either pulses or duration_s, not both: one fixes the other.")
         for name in set(names) - set(self.known_names):
             raise SpaceError(
                 f"parameter {name!r} is no part of this stimulus; write one of {', '.join(self.known_names)}."
             )
-        for parameter in self.parameters:
+        for parameter in electrical:
             if parameter.name == "contacts":
                 for choice in parameter.values():
                     contact_weights(self.template.montage, str(choice))
-        if "amplitude_ma" in names and "contacts" not in names and not bool((self.template.amplitude_ma != 0).any()):
+        if "amplitude_ma" in own and "contacts" not in own and not bool((self.template.amplitude_ma != 0).any()):
             raise SpaceError("amplitude_ma needs contacts: add a 'contacts' parameter, or a template with current.")
+
+    @property
+    def _features(self) -> tuple[str, ...]:
+        """Feature names of the template; one that is named like a field of the stimulus means the feature."""
+        return self.template.sensory.feature_names if self.template.sensory else ()
 
     @property
     def known_names(self) -> tuple[str, ...]:
@@ -260,7 +273,8 @@ class StimulationSpace:
 
         Pulses are whole: with a `duration_s`, as many as begin within it. Differentiable in continuous and log axes.
         """
-        values = self.decode(unit)
+        numbers = self._numbers(self.decode(unit))
+        values = {name: value for name, value in numbers.items() if name not in self._features}
         stimulus = self.template.to(unit).expand(*unit.shape[:-1])
         changes: dict[str, Any] = {name: values[name].to(unit) for name in _TRAIN_FIELDS if name in values}
         if "duration_s" in values:
@@ -268,7 +282,16 @@ class StimulationSpace:
             changes["pulses"] = (values["duration_s"].detach() * frequency - 1e-6).ceil().clamp_min(1.0)
         if "contacts" in values or "amplitude_ma" in values:
             changes["amplitude_ma"] = self._amplitude(values, stimulus)
-        return replace(stimulus, **changes, sensory=self._sensory(values, stimulus))
+        return replace(stimulus, **changes, sensory=self._sensory(numbers, stimulus))
+
+    def _numbers(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the stimulus holds of decoded values: listed numbers themselves, for listed names their index."""
+        for parameter in self.parameters:
+            if parameter.numbered:
+                index = values[parameter.name]
+                choices = torch.tensor([float(c) for c in parameter.choices], dtype=torch.float64, device=index.device)
+                values[parameter.name] = choices[index]
+        return values
 
     def _amplitude(self, values: Mapping[str, Tensor], stimulus: Stimulus) -> Tensor:
         strength = stimulus.amplitude_ma.abs().amax(-1, keepdim=True)
@@ -286,7 +309,8 @@ class StimulationSpace:
         sensory = stimulus.sensory
         if sensory is None:
             return None
-        changes: dict[str, Any] = {field: values[name] for name, field in _SENSORY_FIELDS.items() if name in values}
+        fields = {name: field for name, field in _SENSORY_FIELDS.items() if name not in self._features}
+        changes: dict[str, Any] = {field: values[name] for name, field in fields.items() if name in values}
         columns = [values.get(name, sensory.features[..., i]) for i, name in enumerate(sensory.feature_names)]
         features = torch.stack(columns, -1).to(sensory.features) if columns else sensory.features
         return replace(sensory, **changes, features=features)
@@ -307,18 +331,20 @@ class StimulationSpace:
 
     def _read(self, parameter: Parameter, stimulus: Stimulus) -> Tensor:
         name = parameter.name
-        if name in _TRAIN_FIELDS:
-            value: Tensor = getattr(stimulus, name)
+        if name in self._features:
+            assert stimulus.sensory is not None  # features exist only where the template has them
+            value: Tensor = stimulus.sensory.features[..., stimulus.sensory.feature_names.index(name)]
+        elif name in _TRAIN_FIELDS:
+            value = getattr(stimulus, name)
         elif name == "duration_s":
             value = stimulus.duration_s.clamp(parameter.low, parameter.high)
         elif name in ("amplitude_ma", "contacts"):
             return self._read_current(stimulus)[name]
-        elif name in _SENSORY_FIELDS:
-            value = getattr(stimulus.sensory, _SENSORY_FIELDS[name])
         else:
-            assert stimulus.sensory is not None  # known_names: features exist only where the template has them
-            value = stimulus.sensory.features[..., stimulus.sensory.feature_names.index(name)]
-        if parameter.kind in ("categorical", "site"):
+            value = getattr(stimulus.sensory, _SENSORY_FIELDS[name])
+        if parameter.kind in ("categorical", "site") and not parameter.numbered:
+            return value.round().long().clamp(0, len(parameter.choices) - 1)
+        if parameter.numbered:
             return (value.unsqueeze(-1) - value.new_tensor([float(v) for v in parameter.choices])).abs().argmin(-1)
         return value
 

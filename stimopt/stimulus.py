@@ -136,12 +136,12 @@ class Stimulus:
     def expand(self, *batch_shape: int) -> "Stimulus":
         """Repeat a stimulus with an empty or broadcastable batch over `batch_shape`."""
         depth = len(self.batch_shape)
-        return map_tensors(self, lambda tensor: tensor.expand(*batch_shape, *tensor.shape[depth:]))
+        return map_tensors(self, lambda tensor: tensor.expand((*batch_shape, *tensor.shape[depth:])))
 
     def reshape(self, *batch_shape: int) -> "Stimulus":
         """Give the batch another shape."""
         depth = len(self.batch_shape)
-        return map_tensors(self, lambda tensor: tensor.reshape(*batch_shape, *tensor.shape[depth:]))
+        return map_tensors(self, lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[depth:])))
 
     def to(self, like: Tensor) -> "Stimulus":
         """Move every tensor to the device and dtype of `like`."""
@@ -155,7 +155,7 @@ def pulse_train(
     amplitude_ma: float,
     frequency_hz: float = 1.0,
     pulse_width_us: float = 200.0,
-    pulses: int = 1,
+    pulses: float = 1,
     onset_s: float = 0.0,
     interphase_us: float = 0.0,
 ) -> Stimulus:

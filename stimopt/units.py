@@ -35,6 +35,8 @@ _UNITS: dict[str, tuple[str, float]] = {
     "deg": ("angle", 1.0), "a.u.": ("arbitrary", 1.0), "": ("number", 1.0), "1": ("number", 1.0),
 }  # fmt: skip
 
+_SUFFIXES = {"_ma": "mA", "_hz": "Hz", "_us": "us", "_s": "s", "_uv": "uV", "_mm": "mm", "_cm2": "cm2", "_uc": "uC"}
+
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
 
 
@@ -73,6 +75,26 @@ def parse_quantity(text: str, to: str) -> float:
     if match is None or match[2] is None or not math.isfinite(float(match[1])):
         raise UnitError(f"{text!r} is not a number with a unit; write it like '6.0 {to}'.")
     return convert(float(match[1]), match[2], to)
+
+
+def canonical_unit(name: str) -> str:
+    """Unit that a name's ending promises: "mA" for "amplitude_ma", "" for "pulses"."""
+    return _SUFFIXES.get("_" + name.rpartition("_")[2], "")
+
+
+def quantity(name: str, value: float | str) -> float:
+    """A value for `name` in its canonical unit; text needs a unit, a bare number is already in it.
+
+    Raises:
+        UnitError: If the text has no unit or one of another dimension.
+    """
+    if not isinstance(value, str):
+        return float(value)
+    unit = canonical_unit(name)
+    try:
+        return parse_quantity(value, unit or "1")
+    except UnitError as error:
+        raise UnitError(f"{name}: {error}") from error
 
 
 def phase_charge_uc(amplitude_ma: Tensor, pulse_width_us: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """Shapes are checked while tests run; a test that leaves global torch state changed fails."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("stimopt", "beartype.beartype")
-hook.install() if hasattr(hook, "install") else None
+sys.path.insert(0, str(Path(__file__).parent))  # for typechecked, which the hook imports by name
+install_import_hook("stimopt", "typechecked.checked")
 
 import torch  # noqa: E402
 

@@ -1,0 +1,272 @@
+"""The command line. Each command reads its inputs to the end before it creates anything.
+
+Mistakes end with one sentence on standard error and exit code 2. Heavy imports wait
+inside the command that needs them, so `stimopt --help` answers at once.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .errors import StimoptError
+
+app = typer.Typer(
+    name="stimopt", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Fit, search and evaluate intracranial stimulation inside a safety envelope. "
+    "Start with: stimopt demo --quick",
+)  # fmt: skip
+
+Out = Annotated[Path, typer.Option("--out", help="Folder to create.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Names every random stream.")]  # noqa: UP045
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")]
+
+
+def main() -> None:
+    """Entry point: run the command; a StimoptError is one sentence and exit code 2."""
+    try:
+        app()
+    except StimoptError as error:
+        print(f"stimopt: {error}", file=sys.stderr)
+        sys.exit(2)
+    except FileNotFoundError as error:
+        print(f"stimopt: {error.filename or error} does not exist; check the path.", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command()
+def demo(
+    out: Out = Path("stimopt-demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="A smaller story, within a minute.")] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 1,
+    as_json: Json = False,
+) -> None:
+    """The whole story on a simulated patient: record, fit, search, compare, report.
+
+    Example: stimopt demo --quick --json
+    """
+    from .demo import run_demo
+
+    result = run_demo(out, quick=quick, seed=seed, progress=None if as_json else _say)
+    _show(result, as_json)
+
+
+@app.command()
+def search(
+    experiment: Annotated[Path, typer.Argument(help="Experiment file (YAML).")],
+    out: Out,
+    resume: Resume = False,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """A parameter search on a simulated system, kept trial by trial; resumable.
+
+    Example: stimopt search quiet-alpha.yaml --out runs/quiet-alpha
+    """
+    from .pages import write_run_report
+    from .runs import create_run, opened_run, require_same_experiment
+
+    if resume and out.exists():
+        require_same_experiment(experiment, out)
+    else:
+        create_run(experiment, out, seed)
+    with opened_run(out) as run:
+        if run.setting.system is None:
+            raise StimoptError(f"{experiment} has a montage, not a system; use 'stimopt ask' and 'stimopt tell'.")
+        history = run.session.run(run.setting.system, run.experiment.trials, None if as_json else _counted("trial"))
+        space = run.setting.space
+        result = {
+            "run": str(out), "trials": len(history), "best_score": float(history.scores.max()),
+            "recommended": space.describe(space.locate(run.session.recommend())),
+            "locked": run.session.lock_reason, "report": str(write_run_report(run)),
+        }  # fmt: skip
+    _show(result, as_json)
+
+
+@app.command()
+def ask(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    experiment: Annotated[Optional[Path], typer.Option(help="Begin the run from this file.")] = None,  # noqa: UP045
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """The next stimulus of a run, for a person or a device to deliver. Asked again before `tell`, the same one.
+
+    Example: stimopt ask runs/patient-7 --experiment patient-7.yaml
+    """
+    from .pages import margin_rows
+    from .runs import create_run, opened_run
+
+    if experiment is not None and not folder.exists():
+        create_run(experiment, folder, seed)
+    with opened_run(folder) as run:
+        stimulus = run.session.ask()
+        space, history = run.setting.space, run.session.history
+        current = zip(run.setting.montage.contacts, stimulus.amplitude_ma.tolist(), strict=True)
+        train = ("frequency_hz", "pulse_width_us", "pulses", "interphase_us", "onset_s")
+        result = {
+            "trial": len(history),
+            "parameters": space.describe(space.locate(stimulus)),
+            "amplitude_ma": {contact.name: ma for contact, ma in current if ma != 0.0},
+            "train": {name: float(getattr(stimulus, name)) for name in train},
+            "safety": margin_rows(run.setting.envelope, stimulus, history),
+        }
+    _show(result, as_json)
+
+
+@app.command()
+def tell(
+    folder: Annotated[Path, typer.Argument(help="The run's folder.")],
+    score: Annotated[Optional[float], typer.Option(help="The score, higher is better.")] = None,  # noqa: UP045
+    response: Annotated[Optional[Path], typer.Option(help="The recorded window (.nc or .zarr).")] = None,  # noqa: UP045
+    note: Annotated[str, typer.Option(help="Anything worth keeping.")] = "",
+    as_json: Json = False,
+) -> None:
+    """What came back for the stimulus in flight.
+
+    Example: stimopt tell runs/patient-7 --score 12.5
+    """
+    from .pages import response_from
+    from .runs import opened_run
+
+    window = response_from(response) if response is not None else None
+    with opened_run(folder) as run:
+        value = run.session.tell(window, score, note=note)
+        result = {"trial": len(run.session.history) - 1, "score": value, "locked": run.session.lock_reason}
+    _show(result, as_json)
+
+
+@app.command()
+def evaluate(
+    study: Annotated[Path, typer.Argument(help="Study file (YAML).")],
+    out: Out,
+    workers: Workers = 1,
+    resume: Resume = False,
+    seed: Seed = None,
+    as_json: Json = False,
+) -> None:
+    """Policies x virtual patients x seeds: a table with paired bootstrap intervals.
+
+    Example: stimopt evaluate study.yaml --out studies/first --workers 2
+    """
+    from .pages import write_study_report
+    from .study import begin_study, run_study
+
+    begin_study(study, out, resume, seed)
+    table = run_study(out, workers, None if as_json else _of_all)
+    report = write_study_report(out, table)
+    if as_json:
+        _show({"study": str(out), "table": table.to_dict("records"), "report": str(report)}, True)
+    else:
+        print(table.round(3).to_string(index=False))
+        print(f"tables: {out / 'table.csv'}, {out / 'runs.csv'}; report: {report}")
+
+
+@app.command()
+def replay(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset, or the path of a dataset.yaml.")],
+    policy: Annotated[str, typer.Option("--policy", help="Name of a policy.")] = "bayesian",
+    outcome: Annotated[Optional[str], typer.Option(help="Which outcome; the card's first if not given.")] = None,  # noqa: UP045
+    trials: Annotated[int, typer.Option(min=1)] = 48,
+    repeats: Annotated[int, typer.Option(min=1)] = 30,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    versus: Annotated[str, typer.Option(help="Policy to compare with, on paired draws; '' for none.")] = "random",
+    workers: Workers = 1,
+    as_json: Json = False,
+) -> None:
+    """A policy judged on recorded trials, each repetition used once.
+
+    Example: stimopt replay opto-septohippocampal --policy bayesian --trials 48 --repeats 30 --seed 1
+    """
+    from .replaying import replay_dataset
+
+    _show(replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers), as_json)
+
+
+@app.command()
+def fit(
+    recording: Annotated[Path, typer.Argument(help="Recording (.nc, .zarr) or BIDS-iEEG folder.")],
+    out: Out,
+    model: Annotated[str, typer.Option("--model", help="Which model to keep; 'best' keeps the best on held-out trials.")] = "best",
+    before_s: Annotated[float, typer.Option(help="Signal before each stimulus that a forecast may see.")] = 0.5,
+    after_s: Annotated[float, typer.Option(help="Response to forecast.")] = 0.5,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fit response models to a patient's trials; print held-out skill beside the baselines; keep one.
+
+    Example: stimopt fit patient-7.nc --out models/patient-7
+    """
+    from .fitting import fit_recording
+
+    _show(fit_recording(recording, out, model, before_s, after_s, seed), as_json)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a study or a model.")], as_json: Json = False) -> None:
+    """Write the page of a run, a study or a model again: one self-contained HTML file.
+
+    Example: stimopt report runs/quiet-alpha
+    """
+    from .pages import write_report
+
+    _show({"report": str(write_report(folder))}, as_json)
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="systems, models, policies, objectives, datasets or profiles.")],
+    as_json: Json = False,
+) -> None:
+    """What can be named in experiment files and on the command line.
+
+    Example: stimopt list policies
+    """
+    from .listing import listing
+
+    _show({kind: listing(kind)}, as_json)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, allow_nan=True))
+        return
+    for key, value in result.items():
+        if isinstance(value, dict):
+            print(f"{key}:")
+            width = max((len(str(name)) for name in value), default=0)
+            for name, item in value.items():
+                print(f"  {name!s:<{width}}  {_plain(item)}")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            print(f"{key}:")
+            for row in value:
+                print("  " + ", ".join(f"{name} {_plain(item)}" for name, item in row.items()))
+        else:
+            print(f"{key}: {_plain(value)}")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(_plain(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    return str(value)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _counted(word: str) -> Callable[[int], None]:
+    return lambda number: print(f"\r{word} {number}", end="", file=sys.stderr, flush=True)
+
+
+def _of_all(done: int, total: int) -> None:
+    print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)

@@ -1,0 +1,266 @@
+"""`stimopt demo`: the whole story on a simulated patient, every figure computed in the run.
+
+A patient is recorded for some calibration trials; response models are fitted and judged on
+held-out trials; policies search under the envelope for the same budget and are judged
+against the patient's true optimum; where recordings are at hand, policies are replayed on
+them. What was found ends on one page.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+from .assembly import FittedModel, Setting, mean_context, policy_of, setting_of
+from .config import Experiment, Named, parse_experiment
+from .errors import DataError
+from .evidence import run_page
+from .figures import replay_curves, search_trace
+from .fitting import Comparison, compare_models
+from .history import History, TrialStore
+from .landscape import Landscape, calibrate, dense_search, one_window, repeated_scores
+from .pages import REPORT_FILE, margin_rows, objective_label, posterior_of
+from .policy import Policy
+from .provenance import provenance, write_atomically
+from .report import Ladder, Page, Section, Table, skill_table, write_page
+from .runs import require_new
+from .session import Session
+from .statistics import Interval, bootstrap_interval
+from .stimulus import no_stimulus
+from .study import violations
+from .tensors import concatenate, generator, map_tensors, stream_seed
+
+POLICIES = ("sobol", "bayesian", "gradient")
+MODELS = ("mean-evoked", "arx", "state-space", "gaussian-process", "ieeg-network")
+REPLAYED = "opto-septohippocampal"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the story is told."""
+
+    calibration: int
+    trials: int
+    seeds: int
+    truth_points: int
+    truth_repeats: int
+    replay_repeats: int
+    network_steps: int
+
+
+FULL = Size(calibration=100, trials=24, seeds=3, truth_points=192, truth_repeats=8, replay_repeats=8, network_steps=600)
+QUICK = Size(calibration=48, trials=14, seeds=1, truth_points=64, truth_repeats=4, replay_repeats=2, network_steps=200)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One policy's runs.
+
+    Attributes:
+        policy: The last run's, for its surrogate.
+        histories: One per seed.
+        regret: Simple regret of the recommendation after each trial, `[seed, trial]`.
+        violations: Delivered stimuli that the envelope would refuse.
+        seconds: Median time of a decision.
+    """
+
+    policy: Policy
+    histories: tuple[History, ...]
+    regret: np.ndarray[Any, Any]
+    violations: int
+    seconds: float
+
+
+def demo_experiment() -> Experiment:
+    """The search that the demo runs, as shipped in `demo.yaml`."""
+    return parse_experiment(demo_text(), "demo.yaml")
+
+
+def demo_text() -> str:
+    """The demo's experiment file, to copy and change."""
+    return files("stimopt").joinpath("demo.yaml").read_text(encoding="utf-8")
+
+
+def run_demo(
+    out: Path, *, quick: bool = False, seed: int = 1, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Run the demo and write its page.
+
+    Args:
+        out: Folder to create; holds the runs, the experiment file and `report.html`.
+        quick: A smaller story.
+        seed: Names every random stream.
+        progress: Told what happens.
+
+    Returns:
+        `regret` by policy, `violations` in all, `skill` by model, `seconds_per_decision`, `replay`, `report`.
+
+    Raises:
+        RunError: If the folder exists.
+    """
+    say = progress or (lambda _: None)
+    size, began = QUICK if quick else FULL, time.perf_counter()
+    require_new(out)
+    experiment = demo_experiment()
+    setting = setting_of(experiment)
+    say(f"recording {size.calibration} calibration trials of a simulated patient")
+    system = _system(setting)
+    trials = calibrate(
+        system, setting.space, setting.envelope, trials=size.calibration, seed=seed,
+        interval_s=float(experiment.interval_s),
+    )  # fmt: skip
+    options = {"ieeg-network": {"steps": size.network_steps}}
+    comparison = compare_models(trials, MODELS, setting.space, seed, options, lambda name: say(f"fitting {name}"))
+    model = FittedModel(comparison.forecasters["ieeg-network"], comparison.training, mean_context(trials.context))
+    say("searching densely for the patient's true optimum")
+    truth = dense_search(
+        system, setting.space, setting.envelope, setting.objective,
+        points=size.truth_points, repeats=size.truth_repeats, seed=stream_seed(seed, "truth"),
+    )  # fmt: skip
+    searched = {}
+    for name in POLICIES:
+        say(f"searching with the {name} policy, {size.seeds} x {size.trials} trials")
+        searched[name] = _search(name, experiment, setting, model, truth, size, seed, out)
+    say(f"replaying {REPLAYED}" if _recordings() else "no recordings at hand (STIMOPT_DATA is unset): no replay")
+    replayed = _replay(size, seed)
+    write_atomically(out / "demo.yaml", demo_text())
+    page = _page(experiment, setting, comparison, truth, searched, replayed, size, seed, time.perf_counter() - began)
+    return {
+        "regret": {name: float(np.median(s.regret[:, -1])) for name, s in searched.items()},
+        "violations": sum(s.violations for s in searched.values()),
+        "skill": {name: dict(values) for name, values in comparison.skill.items()},
+        "optimum": truth.optimum, "without_stimulation": truth.silence,
+        "seconds_per_decision": {name: s.seconds for name, s in searched.items()},
+        "replay": replayed, "seconds": time.perf_counter() - began,
+        "report": str(write_page(page, out / REPORT_FILE)),
+    }  # fmt: skip
+
+
+def _search(
+    name: str, experiment: Experiment, setting: Setting, model: FittedModel, truth: Landscape, size: Size, seed: int,
+    out: Path,
+) -> Searched:  # fmt: skip
+    histories, curves, broken, seconds = [], [], 0, []
+    for turn in range(size.seeds):
+        stream = stream_seed(seed, "demo", turn)  # the same for every policy: paired
+        policy = policy_of(Named(name=name), setting, model, stream)
+        with TrialStore(out / "runs" / name / f"seed-{turn}", setting.space.template) as store:
+            session = Session(
+                policy, setting.objective, setting.envelope, setting.space.template,
+                seed=stream, store=store, interval_s=float(experiment.interval_s),
+            )  # fmt: skip
+            history = session.run(_system(setting), size.trials)
+        histories.append(history)
+        curves.append(_regret(policy, history, setting, truth, size, stream))
+        broken += violations(setting, history)
+        seconds += session.seconds_per_decision
+    return Searched(policy, tuple(histories), np.stack(curves), broken, float(np.median(seconds)))
+
+
+def _regret(
+    policy: Policy, history: History, setting: Setting, truth: Landscape, size: Size, seed: int
+) -> np.ndarray[Any, Any]:
+    advice = [policy.recommend(history.until(n), generator(seed, "recommend", n)) for n in range(1, len(history) + 1)]
+    stimuli = concatenate([map_tensors(stimulus, lambda v: v.double().unsqueeze(0)) for stimulus in advice])
+    scores = repeated_scores(_system(setting), setting.objective, stimuli, repeats=size.truth_repeats, seed=truth.seed)
+    return (truth.optimum - scores.mean(0)).numpy()
+
+
+def _replay(size: Size, seed: int) -> dict[str, Any]:
+    if not _recordings():
+        return {}
+    from .replaying import replay_dataset
+
+    try:
+        return replay_dataset(REPLAYED, "bayesian", None, 48, size.replay_repeats, seed, "random", 1)
+    except DataError:  # the folder holds other recordings
+        return {}
+
+
+def _recordings() -> bool:
+    return bool(os.environ.get("STIMOPT_DATA"))
+
+
+def _system(setting: Setting) -> Any:
+    return setting.system
+
+
+def _page(
+    experiment: Experiment, setting: Setting, comparison: Comparison, truth: Landscape,
+    searched: Mapping[str, Searched], replayed: Mapping[str, Any], size: Size, seed: int, seconds: float,
+) -> Page:  # fmt: skip
+    label = objective_label(experiment.objective.name)
+    chosen = searched["bayesian"]
+    history = chosen.histories[-1]
+    recommended = chosen.policy.recommend(history, generator(seed, "recommend", len(history)))
+    before, after = one_window(_system(setting), [no_stimulus(setting.montage), recommended], seed=seed)
+    run = run_page(
+        "stimopt demo: a search on a simulated patient", history, setting.space, label,
+        provenance=provenance(seed=seed, seconds=f"{seconds:.0f}"), origin="simulated", policy="bayesian",
+        recommended=recommended, posterior=posterior_of(chosen.policy, history), before=before, after=after,
+        margins=margin_rows(setting.envelope, recommended, history),
+        reference=truth.optimum, reference_name="true optimum",
+    )  # fmt: skip
+    sections = [
+        _policy_section(searched, truth, size, label), _skill_section(comparison), *_replay_sections(replayed),
+        *run.sections,
+    ]  # fmt: skip
+    ladder = Ladder(
+        twin=f"{len(searched)} policies, {size.seeds} x {size.trials} trials each, on one simulated patient",
+        replay=f"{replayed['policy']} and {replayed['versus']} on {replayed['dataset']}" if replayed else "",
+    )
+    summary = (
+        f"Every number here was computed in this run, on a simulated patient: {size.calibration} calibration trials, "
+        f"then {size.trials} trials per search. Simulated results say nothing about a person."
+    )
+    return Page(run.title, summary, tuple(sections), run.provenance, ladder)
+
+
+def _policy_section(searched: Mapping[str, Searched], truth: Landscape, size: Size, label: str) -> Section:
+    rows = tuple(
+        (name, _middle(s.regret[:, -1]), float(s.regret.sum(1).mean()), s.violations, s.seconds)
+        for name, s in searched.items()
+    )
+    columns = ("policy", "simple regret", "regret summed over trials", "violations", "seconds per decision")
+    note = (
+        f"Regret in units of the score, against the true optimum {truth.optimum:.3f} from a dense search over "
+        f"{len(truth.unit)} points; without stimulation the score is {truth.silence:.3f}; a single trial varies by "
+        f"{truth.trial_sd:.2f} (standard deviation). {size.seeds} seed(s), paired."
+    )
+    trace = search_trace(
+        {name: np.stack([h.scores.numpy() for h in s.histories]) for name, s in searched.items()}, score_label=label,
+        regret={name: s.regret for name, s in searched.items()}, reference=truth.optimum, reference_name="true optimum",
+    )  # fmt: skip
+    return Section("Policies compared", tables=(Table(columns, rows, "The same budget for each", note),), figures=(trace,), origin="simulated")
+
+
+def _middle(values: np.ndarray[Any, Any]) -> float | Interval:
+    return float(values[0]) if len(values) < 2 else bootstrap_interval(values)
+
+
+def _skill_section(comparison: Comparison) -> Section:
+    note = (
+        f"Fitted on {len(comparison.training)} trials, judged on {len(comparison.held_out)} others of the same "
+        "simulated patient. r2_shuffled: the same with the stimuli dealt out anew; a model that does not fall does not "
+        "use the stimulus. Coverage: share of samples inside the central 50 and 90 % intervals."
+    )
+    return Section("Response models", tables=(skill_table(comparison.skill, note=note),), origin="simulated")
+
+
+def _replay_sections(replayed: Mapping[str, Any]) -> list[Section]:
+    if not replayed:
+        return []
+    curves = {
+        name: tuple(replayed["curves"][name]["exploration"][key] for key in ("median", "low", "high"))
+        for name in (replayed["policy"], replayed["versus"])
+    }
+    figure = replay_curves(replayed["n"], curves, "exploration")
+    return [Section("Replay on recorded trials", replayed["sentence"], figures=(figure,), origin="recorded")]
+
+

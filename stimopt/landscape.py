@@ -1,0 +1,171 @@
+"""What is true of a simulated system: expected scores, the optimum, and calibration trials.
+
+Only a twin allows this. Expected scores are means over repeats that share their noise
+across stimuli (common random numbers), each from a session's start, so they leave drift
+out. The optimum is the best of a dense search, refined around its best points.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import EnvelopeError
+from .forecaster import Context, Trials
+from .history import History, empty_history
+from .objective import Objective
+from .response import Response
+from .safety import Envelope
+from .space import StimulationSpace
+from .stimulus import Stimulus, no_stimulus
+from .system import System
+from .tensors import concatenate, generator, map_tensors
+
+_CHUNK = 1024  # batch rows simulated at once; larger gains little and costs memory
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """Expected scores over allowed points of a space.
+
+    Attributes:
+        unit: Points of the cube that were searched.
+        score: Expected score at each.
+        silence: Expected score without stimulation.
+        trial_sd: Standard deviation of single trials, median over points.
+        seed: Names the noise that all points shared.
+    """
+
+    unit: Float[Tensor, "point dimension"]
+    score: Float[Tensor, " point"]
+    silence: float
+    trial_sd: float
+    seed: int
+
+    @property
+    def optimum(self) -> float:
+        """The best expected score found."""
+        return float(self.score.max())
+
+    @property
+    def best(self) -> Float[Tensor, " dimension"]:
+        """Where it was found."""
+        return self.unit[int(self.score.argmax())]
+
+
+def repeated_scores(
+    system: System, objective: Objective, stimuli: Stimulus, *, repeats: int, seed: int
+) -> Float[Tensor, "repeat point"]:
+    """Scores of each stimulus (one batch axis, `point`) in `repeats` windows whose noise all stimuli share."""
+    rows = max(1, _CHUNK // repeats)
+    pieces = []
+    start = system.start((repeats,), generator(seed, "truth", "start"))
+    for first in range(0, stimuli.batch_shape[0], rows):
+        some = stimuli[first : first + rows]
+        count = some.batch_shape[0]
+        state = {k: v.unsqueeze(1).expand(repeats, count, *v.shape[1:]).flatten(0, 1) for k, v in start.items()}
+        many = map_tensors(some, lambda v: v.expand(repeats, *v.shape).flatten(0, 1))
+        with torch.no_grad():
+            response, _ = system.respond(state, many, generator(seed, "truth", "respond"))
+            pieces.append(objective(response, many).reshape(repeats, count))
+    return torch.cat(pieces, 1).double()
+
+
+def dense_search(
+    system: System, space: StimulationSpace, envelope: Envelope, objective: Objective,
+    *, points: int, repeats: int, seed: int, rounds: int = 2,
+) -> Landscape:  # fmt: skip
+    """Expected scores over `points` Sobol points, then over as many around the best ones, `rounds` times.
+
+    Points that the envelope forbids are left out.
+
+    Raises:
+        EnvelopeError: If it forbids all of them.
+    """
+    unit = space.snap(torch.quasirandom.SobolEngine(space.dimension, scramble=True, seed=seed).draw(points).double())
+    unit = unit[envelope.allowed(space.stimulus(unit))]
+    if not len(unit):
+        raise EnvelopeError(f"the envelope {envelope.name!r} forbids all {points} points of this space; tighten the bounds.")
+    runs = repeated_scores(system, objective, space.stimulus(unit), repeats=repeats, seed=seed)
+    trial_sd, score = float(runs.std(0).median()), runs.mean(0)
+    for turn in range(rounds):
+        near = _around(unit[score.topk(min(8, len(score))).indices], points // 4, 0.12 / 2**turn, seed + turn + 1)
+        near = space.snap(near)
+        near = near[envelope.allowed(space.stimulus(near))]
+        found = repeated_scores(system, objective, space.stimulus(near), repeats=repeats, seed=seed).mean(0)
+        unit, score = torch.cat([unit, near]), torch.cat([score, found])
+    silent = no_stimulus(space.template.montage, (1,))
+    silence = repeated_scores(system, objective, silent, repeats=repeats, seed=seed).mean()
+    return Landscape(unit, score, float(silence), trial_sd, seed)
+
+
+def _around(centres: Tensor, count: int, spread: float, seed: int) -> Tensor:
+    source = generator(seed, "around")
+    rows = torch.randint(len(centres), (count,), generator=source)
+    steps = torch.randn(count, centres.shape[-1], generator=source, dtype=centres.dtype)
+    return (centres[rows] + spread * steps).clamp(0, 1)
+
+
+def calibrate(
+    system: System, space: StimulationSpace, envelope: Envelope,
+    *, trials: int, seed: int, interval_s: float = 5.0, silent_share: float = 0.2,
+) -> Trials:  # fmt: skip
+    """Recorded trials for fitting a model: random allowed stimuli and some silence, one window after another.
+
+    Each trial has a silent window before it, whose signal is its context.
+
+    Args:
+        system: Answers.
+        space: Stimuli are drawn uniformly from its cube.
+        envelope: Stands at this door too; every draw is checked against the trials before it.
+        trials: How many.
+        seed: Names the streams.
+        interval_s: Time between trials, for the envelope's doses.
+        silent_share: Share of trials without stimulation, without which the effect of stimulating is extrapolated.
+
+    Raises:
+        EnvelopeError: If no allowed stimulus is found in 1000 draws.
+    """
+    source, montage = generator(seed, "calibrate"), system.montage
+    silence = no_stimulus(montage)
+    state = system.start((), generator(seed, "calibrate", "start"))
+    history, contexts, responses = empty_history(space.template), [], []
+    for number in range(trials):
+        silent = number % round(1 / silent_share) == 0
+        stimulus = silence if silent else _allowed_draw(space, envelope, history, number * interval_s, source)
+        envelope.require(stimulus, history, number * interval_s)
+        with torch.no_grad():
+            before, state = system.respond(state, silence, generator(seed, "calibrate", "before", number))
+            response, state = system.respond(state, stimulus, generator(seed, "calibrate", "after", number))
+        history = history.with_trial(stimulus, 0.0, number * interval_s, None)
+        contexts.append(_row(before))
+        responses.append(_row(response))
+    joined = concatenate(contexts)
+    return Trials(Context(montage, joined.signal_uv, joined.rate_hz), history.stimuli, concatenate(responses))
+
+
+def _allowed_draw(
+    space: StimulationSpace, envelope: Envelope, history: History, time_s: float, source: torch.Generator
+) -> Stimulus:
+    for _ in range(16):
+        stimuli = space.stimulus(torch.rand(64, space.dimension, generator=source, dtype=torch.float64))
+        allowed = envelope.allowed(stimuli, history, time_s).nonzero()
+        if len(allowed):
+            return stimuli[int(allowed[0])]
+    raise EnvelopeError(
+        f"the envelope {envelope.name!r} allowed none of 1024 random stimuli at {time_s} s; "
+        "narrow the space or lengthen the interval between trials."
+    )
+
+
+def _row(response: Response) -> Response:
+    return map_tensors(response, lambda tensor: tensor.unsqueeze(0))
+
+
+def one_window(system: System, stimuli: Sequence[Stimulus], *, seed: int) -> list[Response]:
+    """The response to each stimulus (batch shape ()) in the same window: same state, same noise."""
+    state = system.start((), generator(seed, "window", "start"))
+    with torch.no_grad():
+        return [system.respond(state, stimulus, generator(seed, "window"))[0] for stimulus in stimuli]
