@@ -176,7 +176,8 @@ class Twin(System):
         """One step of an Ornstein-Uhlenbeck process of unit variance; exact for any `drift_windows`."""
         kept = math.exp(-1 / self.drift_windows)
         fresh = row_noise(state["key"], (1,), salt, state["drift"])[..., 0]
-        return kept * state["drift"] + (1 - kept**2) ** 0.5 * fresh
+        drifted: Tensor = kept * state["drift"] + math.sqrt(1 - kept**2) * fresh
+        return drifted
 
 
 class _Played(NamedTuple):

@@ -185,7 +185,7 @@ def replay(
     """
     from .replaying import replay_dataset
 
-    _show(replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers), as_json)
+    _show(replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers, None if as_json else _of_all), as_json)
 
 
 @app.command()
@@ -194,7 +194,8 @@ def fit(
     out: Out,
     model: Annotated[str, typer.Option("--model", help="Which model to keep; 'best' keeps the best on held-out trials.")] = "best",
     before_s: Annotated[float, typer.Option(help="Signal before each stimulus that a forecast may see.")] = 0.5,
-    after_s: Annotated[float, typer.Option(help="Response to forecast.")] = 0.5,
+    after_s: Annotated[float, typer.Option(help="End of the response to forecast.")] = 0.5,
+    skip_s: Annotated[float, typer.Option(help="Its beginning to leave out: the stimulation artefact.")] = 0.0,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -204,7 +205,7 @@ def fit(
     """
     from .fitting import fit_recording
 
-    _show(fit_recording(recording, out, model, before_s, after_s, seed), as_json)
+    _show(fit_recording(recording, out, model, before_s, after_s, skip_s, seed, None if as_json else _say), as_json)
 
 
 @app.command()

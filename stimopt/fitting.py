@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def compare_models(
 
 
 def fit_recording(
-    path: Path, out: Path, model: str, before_s: float, after_s: float, seed: int,
+    path: Path, out: Path, model: str, before_s: float, after_s: float, skip_s: float, seed: int,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit response models to a recording with stimulation, compare them, and keep one as a checkpoint.
@@ -90,7 +90,8 @@ def fit_recording(
         out: Folder of the checkpoint, created.
         model: Name of the model to keep, or "best".
         before_s: Signal before each stimulus that a forecast may see.
-        after_s: Response to forecast.
+        after_s: End of the response to forecast, from the stimulus.
+        skip_s: Its beginning, which is left out: the stimulation artefact.
         seed: Of the split and of the fits.
         progress: Told which model is being fitted.
 
@@ -107,6 +108,7 @@ def fit_recording(
     if model != "best":
         plugins.find("models", model)
     trials = read_trials(path, before_s, after_s)
+    trials = replace(trials, response=trials.response.between(skip_s, after_s))
     space = space_of_trials(trials.stimulus)
     names = [name for name in plugins.names("models") if name in ("no-effect", model) or model == "best" or name in BASELINES]
     comparison = compare_models(trials, names, space, seed, progress=progress)
@@ -114,7 +116,7 @@ def fit_recording(
     card = {
         "title": f"{kept} response model", "metrics": comparison.skill[kept],
         "training_data": f"{len(comparison.training)} trials of {path.name}; judged on {len(comparison.held_out)} others, "
-        f"seed {seed}, {before_s} s before and {after_s} s after each stimulus.",
+        f"seed {seed}, {before_s} s before and {skip_s} to {after_s} s after each stimulus.",
     }  # fmt: skip
     save_checkpoint(out, kept, comparison.forecasters[kept], card)
     write_atomically(out / "skill.json", json.dumps(comparison.skill))

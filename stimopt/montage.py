@@ -22,9 +22,9 @@ ContactKind = Literal["depth", "subdural", "dbs", "micro", "scalp", "none"]
 NOWHERE_MM = (math.nan, math.nan, math.nan)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contact:
-    """One piece of metal.
+    """One piece of metal. Two contacts are equal where all that is known of them is, and the same is unknown.
 
     Attributes:
         name: Unique in its montage, such as "LA3".
@@ -39,6 +39,18 @@ class Contact:
     area_cm2: float = math.nan
     kind: ContactKind = "depth"
     shaft: str = ""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Contact) and self._known == other._known
+
+    def __hash__(self) -> int:
+        return hash(self._known)
+
+    @property
+    def _known(self) -> tuple[object, ...]:
+        """Fields with None for NaN, which equals nothing, not even itself."""
+        numbers = (*self.position_mm, self.area_cm2)
+        return (self.name, self.kind, self.shaft, *(None if math.isnan(x) else x for x in numbers))
 
     def __post_init__(self) -> None:
         if not self.name or "-" in self.name:

@@ -138,7 +138,8 @@ class Recording:
             raise DataError("no two neighbouring contacts of a shaft are both read; use the channels as they are.")
         plus = self.signal_uv[[rows[c.plus] for c in pairs]]
         minus = self.signal_uv[[rows[str(c.minus)] for c in pairs]]
-        return replace(self, montage=replace(self.montage, channels=tuple(pairs)), signal_uv=plus - minus)
+        montage = replace(self.montage, channels=tuple(pairs))
+        return replace(self, montage=montage, signal_uv=plus - minus, stimuli=replace(self.stimuli, montage=montage))
 
     def to_dataset(self) -> xr.Dataset:
         """The recording as xarray: `signal_uv` [channel, time], stimuli along `trial`, the montage in `attrs`."""

@@ -34,11 +34,11 @@ from .space import StimulationSpace
 from .stimulus import Stimulus
 from .system import State, System
 from .tensors import generator as named_generator
-from .tensors import row_keys, row_noise
+from .tensors import row_keys, row_noise, stream_seed
 from .trial_table import TrialTable
 
 TOLERANCE = 0.05  # share of the space; recorded values of listed parameters are met exactly
-PolicyFactory = Callable[[StimulationSpace, Any], Policy]
+PolicyFactory = Callable[[StimulationSpace, Any, int], Policy]  # space, envelope, seed of the run
 
 _INTERVAL_S = 5.0  # between trials; a table of scores keeps no clock, and a policy only needs time to pass
 
@@ -164,7 +164,7 @@ def replay_policy(
     pair by pair. Results do not depend on `workers`.
 
     Args:
-        policy_factory: Makes the policy from a space and an envelope; importable by name where `workers` > 1.
+        policy_factory: Makes the policy from a space, an envelope and the seed of the run; importable by name where `workers` > 1.
         table: Recorded trials.
         outcome: An outcome, or a key of the card that stands for several labels.
         trials: Length of each run.
@@ -256,8 +256,8 @@ def _run(plan: _Plan, repeat: int) -> Tensor:
     """Recorded stimuli recommended after each trial and chosen at it, `[2, trial]`."""
     system = ReplaySystem(plan.table, plan.outcome, tolerance=plan.tolerance)
     objective = Outcome(plan.outcome, "higher" if plan.table.better(plan.outcome) == "higher" else "lower")
-    policy = plan.factory(system.space, system.envelope)
     path = ("replay", plan.unit, repeat)
+    policy = plan.factory(system.space, system.envelope, stream_seed(plan.seed, *path, "policy"))
     state = system.start((), named_generator(plan.seed, *path, "start"))
     history, chosen, recommended = empty_history(system.space.template), [], []
     for number in range(plan.trials):

@@ -22,11 +22,10 @@ class NamedPolicy:
     """Builds a policy by its entry point's name; a plain class, so that it travels to other processes."""
 
     name: str
-    seed: int
 
-    def __call__(self, space: StimulationSpace, envelope: Envelope) -> Policy:
+    def __call__(self, space: StimulationSpace, envelope: Envelope, seed: int) -> Policy:
         """The policy in one replay."""
-        return policy_in(Named(name=self.name), {"space": space, "envelope": envelope, "seed": self.seed})
+        return policy_in(Named(name=self.name), {"space": space, "envelope": envelope, "seed": seed})
 
 
 def replay_dataset(
@@ -57,10 +56,10 @@ def replay_dataset(
     chosen = outcome or next(iter(table.outcomes))
     names = [policy] if versus in ("", policy) else [policy, versus]
     for name in names:
-        NamedPolicy(name, seed)(table.space, Envelope(name, "checks that the policy can be built", (), ()))
+        NamedPolicy(name)(table.space, Envelope(name, "checks that the policy can be built", (), ()), seed)
     found = {
         name: replay_policy(
-            NamedPolicy(name, seed), table, chosen, trials, repeats, seed, workers=workers, name=name, progress=progress
+            NamedPolicy(name), table, chosen, trials, repeats, seed, workers=workers, name=name, progress=progress
         )
         for name in names
     }

@@ -16,6 +16,7 @@ Reference: Gneiting and Raftery, J Am Stat Assoc 102 (2007) 359-378, for the sco
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -121,7 +122,8 @@ def _coverage(forecaster: Forecaster, trials: Trials, share: float) -> float:
 
 
 def _setting_means(trials: Trials, signal: Tensor) -> Float[Tensor, "setting channel time"]:
-    _, group = torch.unique(settings_matrix(trials.stimulus), dim=0, return_inverse=True)
+    anytime = replace(trials.stimulus, onset_s=torch.zeros_like(trials.stimulus.onset_s))  # onsets differ below a sample
+    _, group = torch.unique(settings_matrix(anytime), dim=0, return_inverse=True)
     sums = torch.zeros(int(group.max()) + 1, *signal.shape[1:], dtype=signal.dtype).index_add(0, group, signal)
     return sums / torch.bincount(group).reshape(-1, 1, 1)
 

@@ -31,6 +31,7 @@ from stimopt.policy import Policy
 class Chooser(Policy):
     space: object
     envelope: object
+    seed: int
 
     @cached_property
     def points(self):
@@ -48,6 +49,7 @@ class EvenPolicy(Policy):
 
     space: StimulationSpace
     envelope: Envelope
+    seed: int = 0
 
     @cached_property
     def points(self):
@@ -70,7 +72,7 @@ class StubbornPolicy(Policy):
 
 
 def stubborn(*point):
-    return lambda space, envelope: StubbornPolicy(space, point)
+    return lambda space, envelope, seed: StubbornPolicy(space, point)
 
 
 def table(tmp_path, rows, parameters=None, **changes) -> TrialTable:
@@ -245,7 +247,7 @@ def test_two_policies_of_one_seed_meet_the_same_trials(tmp_path):
 
     for name, order in {"up": (0.0, 1 / 3), "down": (1 / 3, 0.0)}.items():
 
-        def build(space, envelope, name=name, order=order):
+        def build(space, envelope, seed, name=name, order=order):
             return Noting(Alternating(space, order), name)
 
         replay_policy(build, read, "gain", 5, 1, seed=3)

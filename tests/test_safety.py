@@ -567,6 +567,15 @@ def test_what_is_projected_in_single_precision_passes_the_door_in_double(seed):
     envelope.require(projected.to(torch.zeros((), dtype=torch.float64)), past, time_s)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0.5, 50.0), st.floats(50.0, 450.0))
+def test_single_precision_is_lowered_to_the_limit_and_not_to_silence(current_ma, width_us):
+    envelope = house(a_limit("phase_charge_uc", 0.3, "uC"), a_limit("contact_current_ma", 1.1, "mA"))
+    stimulus = pulse_train(montage_of("depth", 0.05), "C0-C1", amplitude_ma=current_ma, pulse_width_us=width_us)
+    exact, single = (envelope.project(stimulus.to(torch.zeros((), dtype=d))) for d in (torch.float64, torch.float32))
+    assert torch.allclose(single.amplitude_ma.double(), exact.amplitude_ma, rtol=2e-6)  # 16 roundings of 1e-7
+
+
 @settings(max_examples=12, deadline=None)
 @given(SEEDS)
 def test_require_margins_and_report_agree_with_allowed(seed):

@@ -78,7 +78,7 @@ def test_a_recorded_connectome_is_read_with_places_in_millimetres(recordings, fi
     connectome = read_connectome(recordings / "connectomes" / file)
     assert len(connectome.names) == regions
     assert float(connectome.tract_mm.max()) > 80.0  # across a human brain
-    assert 40.0 < float(connectome.centre_mm.abs().max()) < 130.0
+    assert 120.0 < float(torch.cdist(connectome.centre_mm, connectome.centre_mm).max()) < 220.0
     assert not connectome.weights.diagonal().any()
 
 
