@@ -4,13 +4,16 @@ A patient is a number. It fixes the anatomy (regions and tracts made at run time
 shafts near two of the regions), the circuit's parameters within published ranges, and so
 the best place and dose, which differ between patients. All of it is simulated.
 
-What to search for in each:
+What to search for in each, with a train that fills the window (onset 0, as long as the
+window): a train that begins or ends inside it adds slow waves of its own to the band.
 
-| patient | objective that suits it | why there is an optimum inside |
-| --- | --- | --- |
-| jansen_rit_patient | `BandPower((8, 13), better="lower")` | enough current silences the alpha rhythm of the focus; too much, or the wrong place, makes quiet neighbours oscillate and evokes large slow waves |
-| linear_patient | `BandPower((8, 13), better="higher")` | a resonance: the right frequency at the right place rings |
-"""  # noqa: E501
+jansen_rit_patient: `BandPower((8, 13), better="lower")`. Enough current at the right pair
+silences the alpha of the focus. More makes quiet neighbours oscillate, other pairs do not
+reach it, trains near 10 Hz entrain it, and fast ones are not followed; so the best place,
+current and frequency lie inside the bounds.
+linear_patient: `BandPower((8, 13), better="higher")`. The right frequency at the right pair
+rings. More current always rings more, up to saturation; price it with `Charge`.
+"""
 
 import math
 
@@ -112,7 +115,7 @@ def linear_patient(
     circuit = LinearOscillator(
         natural_per_s=2 * math.pi * _uniform(source, 7.0, 14.0, regions),
         damping_per_s=_uniform(source, 4.0, 10.0, regions),
-        drive_gain=40.0,
+        drive_gain=12.0,
         noise_gain=noise,
     )
     network = Network(circuit, connectome.received, gain=float(_uniform(source, 4.0, 8.0, 1)))

@@ -19,7 +19,7 @@ from stimopt.errors import MontageError
 from stimopt.montage import Montage
 from stimopt.tensors import row_noise
 
-REACH_MM = 3.0  # half of the local field's power comes from within some millimetres (Kajikawa and Schroeder 2011)
+REACH_MM = 3.0  # chosen; published reach runs from 0.25 mm (Katzner 2009) to 1 cm (Kajikawa and Schroeder 2011)
 UV_PER_MV = 100.0  # extracellular uV per mV of postsynaptic potential; gives the tens to hundreds of uV of sEEG
 
 

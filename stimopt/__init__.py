@@ -1,3 +1,3 @@
-"""Closed-loop stimulation modelling and optimisation for intracranial EEG: fit, search inside a safety envelope, evaluate."""
+"""Closed-loop stimulation modelling and optimisation for intracranial EEG."""
 
 __version__ = "0.1.0"

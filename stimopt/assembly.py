@@ -145,14 +145,25 @@ def _space_of(specs: Mapping[str, ParameterSpec], stimulus: Mapping[str, Any], m
 
 
 def _template_of(stimulus: Mapping[str, Any], specs: Mapping[str, ParameterSpec], montage: Montage) -> Stimulus:
-    known = {"contacts", "amplitude_ma", "frequency_hz", "pulse_width_us", "pulses", "duration_s", "onset_s", "interphase_us"}
+    known = {
+        "contacts",
+        "amplitude_ma",
+        "frequency_hz",
+        "pulse_width_us",
+        "pulses",
+        "duration_s",
+        "onset_s",
+        "interphase_us",
+    }
     for key in set(stimulus) - known:
         raise ConfigError(f"stimulus.{key} is not a field of a pulse train; write one of {', '.join(sorted(known))}.")
     train = {key: value for key, value in stimulus.items() if key not in ("contacts", "duration_s")}
     contacts = stimulus.get("contacts")
     if contacts is None:
         if "contacts" not in specs:
-            raise ConfigError("stimulus.contacts is missing; name a contact or pair, or let 'contacts' vary in the space.")
+            raise ConfigError(
+                "stimulus.contacts is missing; name a contact or pair, or let 'contacts' vary in the space."
+            )
         contacts = montage.contacts[0].name
     if "duration_s" in stimulus:
         if "pulses" in stimulus:

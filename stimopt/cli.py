@@ -185,14 +185,19 @@ def replay(
     """
     from .replaying import replay_dataset
 
-    _show(replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers, None if as_json else _of_all), as_json)
+    _show(
+        replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers, None if as_json else _of_all),
+        as_json,
+    )
 
 
 @app.command()
 def fit(
     recording: Annotated[Path, typer.Argument(help="Recording (.nc, .zarr) or BIDS-iEEG folder.")],
     out: Out,
-    model: Annotated[str, typer.Option("--model", help="Which model to keep; 'best' keeps the best on held-out trials.")] = "best",
+    model: Annotated[
+        str, typer.Option("--model", help="Which model to keep; 'best' keeps the best on held-out trials.")
+    ] = "best",
     before_s: Annotated[float, typer.Option(help="Signal before each stimulus that a forecast may see.")] = 0.5,
     after_s: Annotated[float, typer.Option(help="End of the response to forecast.")] = 0.5,
     skip_s: Annotated[float, typer.Option(help="Its beginning to leave out: the stimulation artefact.")] = 0.0,
@@ -209,7 +214,9 @@ def fit(
 
 
 @app.command()
-def report(folder: Annotated[Path, typer.Argument(help="Folder of a run, a study or a model.")], as_json: Json = False) -> None:
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, a study or a model.")], as_json: Json = False
+) -> None:
     """Write the page of a run, a study or a model again: one self-contained HTML file.
 
     Example: stimopt report runs/quiet-alpha

@@ -135,7 +135,9 @@ class Experiment(_Search):
     @model_validator(mode="after")
     def _one_source(self) -> "Experiment":
         if (self.system is None) == (self.montage is None):
-            raise ValueError("give either 'system' (simulated) or 'montage' (a person at a device), not both, not neither")
+            raise ValueError(
+                "give either 'system' (simulated) or 'montage' (a person at a device), not both, not neither"
+            )
         return self
 
 
@@ -218,7 +220,9 @@ def _parse(text: str, path: str, kind: type[File]) -> File:
 def _sentence(path: str, root: Any, error: Exception, kind: type[BaseModel]) -> str:
     if not isinstance(error, ValidationError):
         return f"{path}: {error}"
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")  # a misspelt key explains a missing one
+    first = min(
+        error.errors(), key=lambda found: found["type"] != "extra_forbidden"
+    )  # a misspelt key explains a missing one
     location = [part for part in first["loc"] if not _is_branch(part)]
     key = ".".join(map(str, location)) or "the file"
     line = _line_of(root, location)

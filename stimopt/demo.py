@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-
 from .assembly import FittedModel, Setting, mean_context, policy_of, setting_of
 from .config import Experiment, Named, parse_experiment
 from .errors import DataError
@@ -237,7 +236,12 @@ def _policy_section(searched: Mapping[str, Searched], truth: Landscape, size: Si
         {name: np.stack([h.scores.numpy() for h in s.histories]) for name, s in searched.items()}, score_label=label,
         regret={name: s.regret for name, s in searched.items()}, reference=truth.optimum, reference_name="true optimum",
     )  # fmt: skip
-    return Section("Policies compared", tables=(Table(columns, rows, "The same budget for each", note),), figures=(trace,), origin="simulated")
+    return Section(
+        "Policies compared",
+        tables=(Table(columns, rows, "The same budget for each", note),),
+        figures=(trace,),
+        origin="simulated",
+    )
 
 
 def _middle(values: np.ndarray[Any, Any]) -> float | Interval:
@@ -262,5 +266,3 @@ def _replay_sections(replayed: Mapping[str, Any]) -> list[Section]:
     }
     figure = replay_curves(replayed["n"], curves, "exploration")
     return [Section("Replay on recorded trials", replayed["sentence"], figures=(figure,), origin="recorded")]
-
-

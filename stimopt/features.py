@@ -108,7 +108,8 @@ def analytic(response: Response, band_hz: tuple[float, float]) -> Tensor:
     signal = response.signal_uv
     frequency = torch.fft.fftfreq(signal.shape[-1], 1 / response.rate_hz, dtype=signal.dtype, device=signal.device)
     keep = ((frequency >= low) & (frequency <= high)).to(signal.dtype)
-    return torch.fft.ifft(2 * keep * torch.fft.fft(signal, dim=-1), dim=-1)
+    wave: Tensor = torch.fft.ifft(2 * keep * torch.fft.fft(signal, dim=-1), dim=-1)
+    return wave
 
 
 def phase_locking(response: Response, band_hz: tuple[float, float]) -> Float[Tensor, "*batch channel channel"]:
@@ -150,7 +151,7 @@ def coherence(
     kept = spectrum[..., inside].movedim(-1, -3)  # [*batch, frequency, channel, segment]
     cross = kept @ kept.mH
     power = cross.diagonal(dim1=-2, dim2=-1).real
-    ratio = cross.abs().square() / (power.unsqueeze(-1) * power.unsqueeze(-2) + _FLOOR)
+    ratio: Tensor = cross.abs().square() / (power.unsqueeze(-1) * power.unsqueeze(-2) + _FLOOR)
     return ratio.mean(-3)
 
 

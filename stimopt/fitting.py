@@ -52,6 +52,7 @@ class Comparison:
 def compare_models(
     trials: Trials, names: Sequence[str], space: object, seed: int,
     options: Mapping[str, Mapping[str, Any]] | None = None, progress: Callable[[str], None] | None = None,
+    from_s: float = 0.0,
 ) -> Comparison:  # fmt: skip
     """Fit each named model on three quarters of the trials and judge it on the rest.
 
@@ -62,6 +63,7 @@ def compare_models(
         seed: Of the split and of the fits.
         options: Options by model name.
         progress: Called with each name before its fit.
+        from_s: Samples before this time are not judged.
 
     Raises:
         DataError: If there are too few trials to hold a quarter out.
@@ -75,7 +77,9 @@ def compare_models(
             progress(name)
         parts = {"trials": training, "seed": seed} | ({} if space is None else {"space": space})
         forecasters[name] = plugins.build("models", name, (options or {}).get(name, {}), parts)
-    skill = {name: held_out_skill(forecaster, held_out, seed=seed) for name, forecaster in forecasters.items()}
+    skill = {
+        name: held_out_skill(forecaster, held_out, seed=seed, from_s=from_s) for name, forecaster in forecasters.items()
+    }
     return Comparison(forecasters, skill, training, held_out)
 
 
@@ -91,7 +95,7 @@ def fit_recording(
         model: Name of the model to keep, or "best".
         before_s: Signal before each stimulus that a forecast may see.
         after_s: End of the response to forecast, from the stimulus.
-        skip_s: Its beginning, which is left out: the stimulation artefact.
+        skip_s: The stimulation artefact at its beginning, bridged by a straight line and not judged.
         seed: Of the split and of the fits.
         progress: Told which model is being fitted.
 
@@ -108,15 +112,17 @@ def fit_recording(
     if model != "best":
         plugins.find("models", model)
     trials = read_trials(path, before_s, after_s)
-    trials = replace(trials, response=trials.response.between(skip_s, after_s))
+    trials = without_artefact(trials, skip_s)
     space = space_of_trials(trials.stimulus)
-    names = [name for name in plugins.names("models") if name in ("no-effect", model) or model == "best" or name in BASELINES]
-    comparison = compare_models(trials, names, space, seed, progress=progress)
+    names = [
+        name for name in plugins.names("models") if name in ("no-effect", model) or model == "best" or name in BASELINES
+    ]
+    comparison = compare_models(trials, names, space, seed, progress=progress, from_s=skip_s)
     kept = comparison.best if model == "best" else model
     card = {
         "title": f"{kept} response model", "metrics": comparison.skill[kept],
-        "training_data": f"{len(comparison.training)} trials of {path.name}; judged on {len(comparison.held_out)} others, "
-        f"seed {seed}, {before_s} s before and {skip_s} to {after_s} s after each stimulus.",
+        "training_data": f"{len(comparison.training)} trials of {path.name}; judged on {len(comparison.held_out)} "
+        f"others, seed {seed}, {before_s} s before and {skip_s} to {after_s} s after each stimulus.",
     }  # fmt: skip
     save_checkpoint(out, kept, comparison.forecasters[kept], card)
     write_atomically(out / "skill.json", json.dumps(comparison.skill))
@@ -140,6 +146,23 @@ def read_trials(path: Path, before_s: float, after_s: float) -> Trials:
     else:
         runs = [read_recording(path)]
     return concatenate([recording.trials(before_s, after_s, unfit="drop") for recording in runs])
+
+
+def without_artefact(trials: Trials, until_s: float) -> Trials:
+    """The trials with the response before `until_s` replaced by a straight line from the last sample of the context.
+
+    Raises:
+        ShapeError: If nothing is left of the response.
+    """
+    response = trials.response
+    end_s = response.start_s + response.signal_uv.shape[-1] / response.rate_hz
+    kept = response.between(until_s, end_s).signal_uv
+    bridged = response.signal_uv.shape[-1] - kept.shape[-1]
+    steps = torch.arange(1, bridged + 1, dtype=kept.dtype, device=kept.device) / (bridged + 1)
+    before, after = trials.context.signal_uv[..., -1:], kept[..., :1]
+    return replace(
+        trials, response=replace(response, signal_uv=torch.cat([before + steps * (after - before), kept], -1))
+    )
 
 
 def space_of_trials(stimuli: Stimulus) -> StimulationSpace:
@@ -169,5 +192,7 @@ def space_of_trials(stimuli: Stimulus) -> StimulationSpace:
 def _site_name(montage: Montage, amplitude_ma: Tensor) -> str:
     negative, positive = (amplitude_ma < 0).nonzero().squeeze(-1), (amplitude_ma > 0).nonzero().squeeze(-1)
     if len(negative) > 1 or len(positive) > 1:
-        raise DataError("a stimulus uses more than one pair of contacts; fitting from recordings takes single sites and pairs.")
+        raise DataError(
+            "a stimulus uses more than one pair of contacts; fitting from recordings takes single sites and pairs."
+        )
     return "-".join(montage.contacts[int(index)].name for index in (*negative, *positive))

@@ -138,7 +138,9 @@ class GaussianForecast(Forecast):
 
     def quantile(self, q: float) -> Float[Tensor, "*batch channel time"]:
         """See Forecast.quantile."""
-        return self.mean + self.total_scale_uv * torch.special.ndtri(self.scale_uv.new_tensor(q))
+        deviation: Tensor = torch.special.ndtri(self.scale_uv.new_tensor(q))
+        value: Tensor = self.mean + self.total_scale_uv * deviation
+        return value
 
     def log_prob(self, signal_uv: Float[Tensor, "*batch channel time"]) -> Float[Tensor, "*batch"]:
         """See Forecast.log_prob."""

@@ -30,9 +30,12 @@ from .tensors import concatenate, map_tensors
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS trials (
   number INTEGER PRIMARY KEY, status TEXT NOT NULL CHECK (status IN ('asked', 'told')),
-  time_s REAL NOT NULL, stimulus BLOB NOT NULL, score REAL, outcomes TEXT NOT NULL DEFAULT '{}', note TEXT NOT NULL DEFAULT ''
+  time_s REAL NOT NULL, stimulus BLOB NOT NULL, score REAL,
+  outcomes TEXT NOT NULL DEFAULT '{}', note TEXT NOT NULL DEFAULT ''
 );
-CREATE TABLE IF NOT EXISTS state (only_row INTEGER PRIMARY KEY CHECK (only_row = 0), number INTEGER NOT NULL, tensors BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS state (
+  only_row INTEGER PRIMARY KEY CHECK (only_row = 0), number INTEGER NOT NULL, tensors BLOB NOT NULL
+);
 CREATE TABLE IF NOT EXISTS lock (only_row INTEGER PRIMARY KEY CHECK (only_row = 0), reason TEXT NOT NULL);
 """
 
@@ -166,7 +169,10 @@ class TrialStore:
             if cursor.rowcount != 1:
                 raise RunError(f"trial {number} is not in flight; ask for it before telling its score.")
             if state is not None:
-                plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+                plain = {
+                    name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    for name, tensor in state.items()
+                }
                 cursor.execute("REPLACE INTO state VALUES (0, ?, ?)", (number, save_tensors(plain)))
             if lock:
                 cursor.execute("INSERT OR IGNORE INTO lock VALUES (0, ?)", (lock,))
@@ -274,7 +280,11 @@ def _stimulus_bytes(stimulus: Stimulus) -> bytes:
     tensors = {f.name: getattr(stimulus, f.name) for f in fields(stimulus)}
     if stimulus.sensory is not None:
         tensors |= {f"sensory.{f.name}": getattr(stimulus.sensory, f.name) for f in fields(stimulus.sensory)}
-    plain = {name: v.detach().cpu().double().clone(memory_format=torch.contiguous_format) for name, v in tensors.items() if isinstance(v, Tensor)}
+    plain = {
+        name: v.detach().cpu().double().clone(memory_format=torch.contiguous_format)
+        for name, v in tensors.items()
+        if isinstance(v, Tensor)
+    }
     return bytes(save_tensors(plain))
 
 

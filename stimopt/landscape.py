@@ -87,7 +87,9 @@ def dense_search(
     unit = space.snap(torch.quasirandom.SobolEngine(space.dimension, scramble=True, seed=seed).draw(points).double())
     unit = unit[envelope.allowed(space.stimulus(unit))]
     if not len(unit):
-        raise EnvelopeError(f"the envelope {envelope.name!r} forbids all {points} points of this space; tighten the bounds.")
+        raise EnvelopeError(
+            f"the envelope {envelope.name!r} forbids all {points} points of this space; tighten the bounds."
+        )
     runs = repeated_scores(system, objective, space.stimulus(unit), repeats=repeats, seed=seed)
     trial_sd, score = float(runs.std(0).median()), runs.mean(0)
     for turn in range(rounds):

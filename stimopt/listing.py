@@ -17,7 +17,9 @@ def listing(kind: str) -> dict[str, str]:
     if kind == "profiles":
         return {name: envelope.description for name, envelope in PROFILES.items()}
     if kind not in plugins.KINDS:
-        raise ConfigError(f"{kind!r} cannot be listed; write one of {', '.join((*plugins.KINDS, 'datasets', 'profiles'))}.")
+        raise ConfigError(
+            f"{kind!r} cannot be listed; write one of {', '.join((*plugins.KINDS, 'datasets', 'profiles'))}."
+        )
     return {name: _line(kind, name) for name in plugins.names(kind)}
 
 

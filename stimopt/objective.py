@@ -100,7 +100,7 @@ class Outcome(Objective):
         """
         if self.outcome not in response.outcomes:
             raise DataError(
-                f"outcome {self.outcome!r} was not measured; this response has {', '.join(response.outcomes) or 'none'}."
+                f"outcome {self.outcome!r} was not measured; this one has {', '.join(response.outcomes) or 'none'}."
             )
         return response.outcomes[self.outcome] * (1.0 if self.better == "higher" else -1.0)
 

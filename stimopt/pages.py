@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor
 
-from .assembly import Setting
 from .checkpoint import checkpoint_card
 from .errors import RunError
 from .evidence import model_page, run_page, study_page

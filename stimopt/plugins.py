@@ -100,7 +100,7 @@ def _option_parameters(factory: Callable[..., Any]) -> dict[str, inspect.Paramet
 
 
 def _options_model(factory: Callable[..., Any], name: str) -> Any:
-    target = factory.__init__ if inspect.isclass(factory) else factory  # type: ignore[misc]
+    target = factory.__init__ if inspect.isclass(factory) else factory
     hints = get_type_hints(target) or get_type_hints(factory)
     fields = {
         key: (hints.get(key, Any), ... if p.default is inspect.Parameter.empty else p.default)

@@ -18,7 +18,7 @@ class Policy(ABC):
 
     @abstractmethod
     def propose(self, history: History, generator: torch.Generator) -> Stimulus:
-        """The next stimulus, batch shape (). The session's envelope stands behind it and refuses what is not allowed."""
+        """The next stimulus, batch shape (); the session's envelope stands behind it and refuses the forbidden."""
 
     def recommend(self, history: History, generator: torch.Generator) -> Stimulus:
         """The stimulus to keep when the search ends now: the best mean score among those tried.

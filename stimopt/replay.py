@@ -164,7 +164,8 @@ def replay_policy(
     pair by pair. Results do not depend on `workers`.
 
     Args:
-        policy_factory: Makes the policy from a space, an envelope and the seed of the run; importable by name where `workers` > 1.
+        policy_factory: Makes the policy from a space, an envelope and the seed of the run; importable by name
+            where `workers` > 1.
         table: Recorded trials.
         outcome: An outcome, or a key of the card that stands for several labels.
         trials: Length of each run.

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from .assembly import policy_in
 from .config import Named
 from .datasets import load_table
@@ -67,7 +69,7 @@ def replay_dataset(
     result: dict[str, Any] = {
         "dataset": dataset, "outcome": chosen, "policy": policy, "versus": names[1] if len(names) > 1 else "",
         "trials": trials, "repeats": repeats, "seed": seed, "n": list(range(1, trials + 1)),
-        "curves": {name: {curve: _band(curves, curve) for curve in ("exploration", "exploitation")} for name, curves in found.items()},
+        "curves": {name: _bands(curves) for name, curves in found.items()},
     }  # fmt: skip
     if len(names) > 1:
         gap = found[policy].difference(found[versus], at)
@@ -76,9 +78,14 @@ def replay_dataset(
     return result
 
 
-def _band(curves: ReplayCurves, curve: Curve) -> dict[str, list[float]]:
-    middle, low, high = curves.band(curve)
-    return {"median": middle.tolist(), "low": low.tolist(), "high": high.tolist()}
+def _bands(curves: ReplayCurves) -> dict[str, dict[str, list[float]]]:
+    kinds: tuple[Curve, ...] = ("exploration", "exploitation")
+    return {kind: dict(zip(("median", "low", "high"), map(_list, curves.band(kind)), strict=True)) for kind in kinds}
+
+
+def _list(values: Tensor) -> list[float]:
+    plain: list[float] = values.tolist()
+    return plain
 
 
 def _plain(interval: Interval) -> dict[str, float]:
@@ -88,8 +95,8 @@ def _plain(interval: Interval) -> dict[str, float]:
 def _sentence(result: dict[str, Any], gap: Interval) -> str:
     verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "not shown to be better or worse"
     return (
-        f"On the recorded trials of {result['dataset']} ({result['outcome']}), after {result['difference']['at_trial']} "
-        f"trials the policy '{result['policy']}' is {verdict} than '{result['versus']}': its recommendation's truth is "
+        f"On the recorded trials of {result['dataset']} ({result['outcome']}), after "
+        f"{result['difference']['at_trial']} trials the policy '{result['policy']}' is {verdict} than '{result['versus']}': its recommendation's truth is "
         f"{gap.estimate:+.3f} of the recorded range (95 % interval {gap.low:+.3f} to {gap.high:+.3f}, mean over "
         f"{result['repeats']} paired replays; 1 is the best recorded stimulus, 0 the worst)."
     )

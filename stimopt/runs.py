@@ -51,7 +51,9 @@ def create_run(source: Path, folder: Path, seed: int | None = None) -> None:
     draft.mkdir()
     try:
         shutil.copyfile(source, draft / EXPERIMENT_FILE)
-        write_atomically(draft / RUN_FILE, json.dumps(provenance(seed=experiment.seed if seed is None else seed), indent=2))
+        write_atomically(
+            draft / RUN_FILE, json.dumps(provenance(seed=experiment.seed if seed is None else seed), indent=2)
+        )
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -75,7 +77,9 @@ def require_same_experiment(source: Path, folder: Path) -> None:
     """
     require_run(folder)
     if (folder / EXPERIMENT_FILE).read_bytes() != source.read_bytes():
-        raise RunError(f"{source} differs from {folder / EXPERIMENT_FILE}; resume with the same file, or choose another --out.")
+        raise RunError(
+            f"{source} differs from {folder / EXPERIMENT_FILE}; resume with the same file, or choose another --out."
+        )
 
 
 def require_run(folder: Path) -> None:
@@ -85,7 +89,9 @@ def require_run(folder: Path) -> None:
         RunError: If it has no experiment file.
     """
     if not (folder / EXPERIMENT_FILE).is_file():
-        raise RunError(f"{folder} is not a run (it has no {EXPERIMENT_FILE}); start one with 'stimopt search' or 'stimopt ask'.")
+        raise RunError(
+            f"{folder} is not a run (it has no {EXPERIMENT_FILE}); start one with 'stimopt search' or 'stimopt ask'."
+        )
 
 
 @contextmanager

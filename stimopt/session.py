@@ -79,7 +79,9 @@ class Session:
                 nothing is delivered and nothing is changed.
         """
         if self._lock_reason:
-            raise SessionLockedError(f"this session is locked: {self._lock_reason}. Start a new run once that is resolved.")
+            raise SessionLockedError(
+                f"this session is locked: {self._lock_reason}. Start a new run once that is resolved."
+            )
         if self._history.in_flight is not None:
             stimulus, time_s = self._history.in_flight
             self.envelope.require(stimulus, replace(self._history, in_flight=None), time_s)

@@ -34,31 +34,44 @@ Reading = Callable[[Forecast, Tensor], Float[Tensor, "trial channel time"]]
 
 
 @torch.no_grad()
-def held_out_skill(forecaster: Forecaster, trials: Trials, *, seed: int = 0) -> dict[str, float]:
+def held_out_skill(forecaster: Forecaster, trials: Trials, *, seed: int = 0, from_s: float = 0.0) -> dict[str, float]:
     """The table above, on trials that took no part in the fit.
 
     Args:
         forecaster: Fitted on other trials.
         trials: Held-out ones, two at least.
         seed: Of the shuffle, and of draws where a score has no closed form.
+        from_s: Samples before this time of the window are not judged, such as those of an artefact.
 
     Raises:
         DataError: If there are fewer than two trials.
+        ShapeError: If no sample is left to judge.
     """
     if len(trials) < 2:
         raise DataError(f"skill needs at least 2 held-out trials, got {len(trials)}; hold out a larger share.")
-    truth = trials.response.signal_uv.double()
+    end_s = trials.response.start_s + trials.response.signal_uv.shape[-1] / trials.response.rate_hz
+    truth = trials.response.between(from_s, end_s).signal_uv.double()
+    judged = slice(trials.response.signal_uv.shape[-1] - truth.shape[-1], None)
     order = torch.randperm(len(trials), generator=generator(seed, "shuffle"))
     dealt = Trials(trials.context, trials.stimulus[order], trials.response)
-    mean = _read(forecaster, trials, lambda forecast, _: forecast.mean)
+
+    def read(reading: Reading, these: Trials = trials) -> Tensor:
+        return _read(forecaster, these, reading)[..., judged]
+
+    def coverage(share: float) -> float:
+        low = read(lambda forecast, _: forecast.quantile((1 - share) / 2))
+        high = read(lambda forecast, _: forecast.quantile((1 + share) / 2))
+        return float(((truth >= low) & (truth <= high)).double().mean())
+
+    mean = read(lambda forecast, _: forecast.mean)
     return {
         "r2": r_squared(mean, truth),
         "r2_mean": r_squared(*(_setting_means(trials, signal) for signal in (mean, truth))),
         "r": _correlation(mean, truth),
-        "crps_uv": float(_read(forecaster, trials, lambda f, y: crps(f, y, seed=seed)).mean()),
-        "coverage_50": _coverage(forecaster, trials, 0.5),
-        "coverage_90": _coverage(forecaster, trials, 0.9),
-        "r2_shuffled": r_squared(_read(forecaster, dealt, lambda forecast, _: forecast.mean), truth),
+        "crps_uv": float(read(lambda f, y: crps(f, y, seed=seed)).mean()),
+        "coverage_50": coverage(0.5),
+        "coverage_90": coverage(0.9),
+        "r2_shuffled": r_squared(read(lambda forecast, _: forecast.mean, dealt), truth),
     }
 
 
@@ -114,15 +127,10 @@ def _read(forecaster: Forecaster, trials: Trials, reading: Reading) -> Float[Ten
     ])  # fmt: skip
 
 
-def _coverage(forecaster: Forecaster, trials: Trials, share: float) -> float:
-    low = _read(forecaster, trials, lambda forecast, _: forecast.quantile((1 - share) / 2))
-    high = _read(forecaster, trials, lambda forecast, _: forecast.quantile((1 + share) / 2))
-    truth = trials.response.signal_uv
-    return float(((truth >= low) & (truth <= high)).double().mean())
-
-
 def _setting_means(trials: Trials, signal: Tensor) -> Float[Tensor, "setting channel time"]:
-    anytime = replace(trials.stimulus, onset_s=torch.zeros_like(trials.stimulus.onset_s))  # onsets differ below a sample
+    anytime = replace(
+        trials.stimulus, onset_s=torch.zeros_like(trials.stimulus.onset_s)
+    )  # onsets differ below a sample
     _, group = torch.unique(settings_matrix(anytime), dim=0, return_inverse=True)
     sums = torch.zeros(int(group.max()) + 1, *signal.shape[1:], dtype=signal.dtype).index_add(0, group, signal)
     return sums / torch.bincount(group).reshape(-1, 1, 1)

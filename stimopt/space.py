@@ -135,8 +135,7 @@ class Parameter:
         if self.kind == "categorical":
             return ((torch.arange(len(self.choices)) + 0.5) / len(self.choices)).to(unit).unsqueeze(-1)
         numbers = unit.new_tensor([float(v) for v in self.values()])
-        span = self.high - self.low
-        return ((numbers - self.low) / (span or 1.0)).unsqueeze(-1)
+        return ((numbers - self.low) / ((self.high - self.low) or 1.0)).unsqueeze(-1)
 
     def nearest(self, unit: Float[Tensor, "*batch width"]) -> Tensor:
         """Index into `values()` of the value nearest on the cube, `[*batch]`."""
@@ -255,7 +254,8 @@ class StimulationSpace:
         slack = _TOLERANCE * max(abs(parameter.low), abs(parameter.high))
         if bool(((number < parameter.low - slack) | (number > parameter.high + slack) | number.isnan()).any()):
             raise SpaceError(
-                f"{parameter.name} {number.tolist()} lies outside {parameter.low} to {parameter.high} {parameter.unit}; "
+                f"{parameter.name} {number.tolist()} lies outside {parameter.low} to {parameter.high} "
+                f"{parameter.unit}; "
                 "choose a value inside."
             )
         if parameter.discrete:

@@ -183,7 +183,12 @@ def _write_landscape(out: Path, patient: int) -> None:
         _simulated(setting), setting.space, setting.envelope, setting.objective,
         points=study.truth_points, repeats=study.truth_repeats, seed=LANDSCAPE_SEED,
     )  # fmt: skip
-    content = {"unit": found.unit.tolist(), "score": found.score.tolist(), "silence": found.silence, "trial_sd": found.trial_sd}
+    content = {
+        "unit": found.unit.tolist(),
+        "score": found.score.tolist(),
+        "silence": found.silence,
+        "trial_sd": found.trial_sd,
+    }
     write_atomically(target, json.dumps(content))
 
 
@@ -246,9 +251,7 @@ def _judge(
     study: Study, setting: Setting, policy: Policy, history: History, job: Job, out: Path, seed: int
 ) -> dict[str, Any]:
     landscape = read_landscape(out, job.patient)
-    advice = [
-        policy.recommend(history.until(n), generator(seed, "recommend", n)) for n in range(1, len(history) + 1)
-    ]
+    advice = [policy.recommend(history.until(n), generator(seed, "recommend", n)) for n in range(1, len(history) + 1)]
     stimuli = concatenate([_row(stimulus) for stimulus in advice] + [history.stimuli])
     truth = repeated_scores(
         _simulated(setting), setting.objective, stimuli, repeats=study.truth_repeats, seed=LANDSCAPE_SEED

@@ -32,10 +32,14 @@ _UNITS: dict[str, tuple[str, float]] = {
     "mm": ("length", 1.0), "m": ("length", 1e3), "cm": ("length", 10.0), "um": ("length", 1e-3),
     "cm2": ("area", 1.0), "mm2": ("area", 1e-2), "m2": ("area", 1e4),
     "uC": ("charge", 1.0), "µC": ("charge", 1.0), "nC": ("charge", 1e-3), "mC": ("charge", 1e3),
+    "uC/cm2": ("charge density", 1.0), "mC/cm2": ("charge density", 1e3),
     "deg": ("angle", 1.0), "a.u.": ("arbitrary", 1.0), "": ("number", 1.0), "1": ("number", 1.0),
 }  # fmt: skip
 
-_SUFFIXES = {"_ma": "mA", "_hz": "Hz", "_us": "us", "_s": "s", "_uv": "uV", "_mm": "mm", "_cm2": "cm2", "_uc": "uC"}
+_SUFFIXES = {
+    "_ma": "mA", "_hz": "Hz", "_us": "us", "_s": "s", "_uv": "uV", "_mm": "mm", "_cm2": "cm2", "_uc": "uC",
+    "_uc_cm2": "uC/cm2",
+}  # fmt: skip
 
 _QUANTITY = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*(\S.*?)?\s*")
 
@@ -79,7 +83,8 @@ def parse_quantity(text: str, to: str) -> float:
 
 def canonical_unit(name: str) -> str:
     """Unit that a name's ending promises: "mA" for "amplitude_ma", "" for "pulses"."""
-    return _SUFFIXES.get("_" + name.rpartition("_")[2], "")
+    fitting = [suffix for suffix in _SUFFIXES if name.endswith(suffix)]
+    return _SUFFIXES[max(fitting, key=len)] if fitting else ""
 
 
 def quantity(name: str, value: float | str) -> float:

@@ -8,7 +8,7 @@ stimulus: {pulse_width_us: 200 us, duration_s: 0.3 s, frequency_hz: 40 Hz}
 space:
   contacts: {choices: neighbours}
   amplitude_ma: {low: 0.5 mA, high: 5 mA}
-  frequency_hz: {kind: log, low: 5 Hz, high: 130 Hz}
+  frequency_hz: {kind: log, low: 5 Hz, high: 100 Hz}
 envelope: {profile: mapping-50hz-seeg}
 objective: {name: band-power, band_hz: [8, 30], better: lower}
 policy: {name: sobol}

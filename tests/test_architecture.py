@@ -15,12 +15,13 @@ FLOORS = {
     "stimulus": 3, "response": 3,
     "safety_limits": 4, "safety_readings": 4, "safety_projection": 4, "safety_refusal": 4,
     "waveform": 4, "safety": 4, "safety_profiles": 4, "stop_rule": 4, "space": 4, "system": 4, "forecaster": 4,
-    "features": 4, "netcdf": 4, "recording": 5, "trial_card": 4, "trial_columns": 4, "trial_table": 4,
+    "features": 4, "recording": 5, "trial_card": 4, "trial_columns": 4, "trial_table": 4,
     "objective": 5, "history": 5, "checkpoint": 5,
-    "policy": 6, "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "replay": 6, "picture": 5, "figures": 6, "maps": 6, "report": 6, "evidence": 6,
+    "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "skill": 5, "picture": 5,
+    "policy": 6, "replay": 6, "figures": 6, "maps": 6, "report": 6, "evidence": 6,
     "session": 7, "logged": 7, "offline": 7, "landscape": 7, "testing": 7,
-    "listing": 8, "replaying": 8, "skill": 5, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8, "study": 8,
-    "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
+    "listing": 8, "replaying": 8, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8,
+    "study": 8, "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
 }  # fmt: skip
 BOTORCH_ALLOWED = {"models/score.py", "policies/improvement.py"}
 
@@ -64,7 +65,9 @@ def _reasons(folder: str, path: Path, name: str) -> list[str]:
         if folder in WINGS and FLOORS.get(target, 0) >= 7:
             reasons.append(f"imports {target}, a door or a runner")
     if parts[0] in ("botorch", "gpytorch") and f"{folder}/{path.name}" not in BOTORCH_ALLOWED:
-        reasons.append(f"imports {parts[0]} outside the models that present a posterior and the policies that acquire on it")
+        reasons.append(
+            f"imports {parts[0]} outside the models that present a posterior and the policies that acquire on it"
+        )
     return reasons
 
 
@@ -98,6 +101,8 @@ def test_a_wrong_import_is_found(tmp_path, file, line, reason):
 
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_wing_refuses_to_be_imported_by_its_bare_name(wing):
-    asked = subprocess.run([sys.executable, "-c", f"import {wing}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    asked = subprocess.run(
+        [sys.executable, "-c", f"import {wing}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert asked.returncode != 0
     assert "second copy" in asked.stderr

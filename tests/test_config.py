@@ -30,7 +30,7 @@ def test_quantities_are_read_in_canonical_units(tmp_path):
         ("trials: 8", "trials: 0", "line 12: trials"),
         ("trials: 8\n", "", "trials is missing"),
         ("name: quiet-alpha", "name: [", "not YAML"),
-        ("low: 5 Hz, high: 130 Hz", "low: 5 Hz, high: 130 Hz, hihg: 3", "line 8: space.frequency_hz.hihg"),
+        ("low: 5 Hz, high: 100 Hz", "low: 5 Hz, high: 100 Hz, hihg: 3", "line 8: space.frequency_hz.hihg"),
         ("system: {name: linear, patient: 2}\n", "", "either 'system'"),
     ],
 )

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSI
 
 def trials_of(folder):
     with sqlite3.connect(folder / "trials.sqlite") as connection:
-        return connection.execute("SELECT number, status, time_s, stimulus, score FROM trials ORDER BY number").fetchall()
+        return connection.execute(
+            "SELECT number, status, time_s, stimulus, score FROM trials ORDER BY number"
+        ).fetchall()
 
 
 def told(folder):

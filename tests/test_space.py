@@ -8,7 +8,9 @@ from stimopt.montage import Contact, monopolar
 from stimopt.space import Parameter, StimulationSpace, contact_site
 from stimopt.stimulus import contact_weights, no_stimulus, pulse_train, table_stimulus
 
-MONTAGE = monopolar([Contact(f"{s}{i}", (3.5 * i, 10.0 * j, 0.0), 0.05, "depth", s) for j, s in enumerate("AB") for i in range(1, 5)])
+MONTAGE = monopolar(
+    [Contact(f"{s}{i}", (3.5 * i, 10.0 * j, 0.0), 0.05, "depth", s) for j, s in enumerate("AB") for i in range(1, 5)]
+)
 TEMPLATE = pulse_train(MONTAGE, "A1-A2", amplitude_ma=2.0, frequency_hz=50.0, pulse_width_us=200.0, pulses=10)
 
 
@@ -42,7 +44,9 @@ def build(plan):
 @settings(max_examples=60, deadline=None)
 def test_locating_a_stimulus_gives_back_the_point_that_made_it(plan, seed):
     space = build(plan)
-    unit = 1.4 * torch.rand(5, space.dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 0.2
+    unit = (
+        1.4 * torch.rand(5, space.dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 0.2
+    )
     snapped = space.snap(unit)
     assert torch.equal(space.snap(snapped), snapped)
     torch.testing.assert_close(space.locate(space.stimulus(unit)), snapped, atol=1e-9, rtol=0)
@@ -52,7 +56,9 @@ def test_locating_a_stimulus_gives_back_the_point_that_made_it(plan, seed):
 @settings(max_examples=40, deadline=None)
 def test_encoding_what_was_decoded_is_the_identity(plan, seed):
     space = build(plan)
-    unit = space.snap(torch.rand(4, space.dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+    unit = space.snap(
+        torch.rand(4, space.dimension, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    )
     torch.testing.assert_close(space.encode(space.decode(unit)), unit, atol=1e-9, rtol=0)
     torch.testing.assert_close(space.encode(space.describe(unit[0])), unit[0], atol=1e-9, rtol=0)
 
@@ -69,7 +75,9 @@ def test_continuous_and_log_axes_pass_gradients():
 
 
 def test_bounds_are_reached_in_their_units():
-    space = StimulationSpace((Parameter("amplitude_ma", "continuous", 0.5, 6.0), Parameter("frequency_hz", "log", 2.0, 200.0)), TEMPLATE)
+    space = StimulationSpace(
+        (Parameter("amplitude_ma", "continuous", 0.5, 6.0), Parameter("frequency_hz", "log", 2.0, 200.0)), TEMPLATE
+    )
     ends = space.decode(torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 0.5]], dtype=torch.float64))
     assert ends["amplitude_ma"].tolist() == [0.5, 6.0, 0.5]
     assert ends["frequency_hz"].tolist() == pytest.approx([2.0, 200.0, 20.0])
@@ -81,7 +89,9 @@ def test_a_duration_becomes_the_pulses_that_begin_within_it():
 
 
 def test_a_discrete_space_lists_every_point_once():
-    space = StimulationSpace((Parameter("frequency_hz", "ordinal", choices=(5, 7, 11)), Parameter("pulses", "integer", 1, 4)), TEMPLATE)
+    space = StimulationSpace(
+        (Parameter("frequency_hz", "ordinal", choices=(5, 7, 11)), Parameter("pulses", "integer", 1, 4)), TEMPLATE
+    )
     points = space.points()
     assert points.shape == (12, 2)
     assert len({tuple(p) for p in points.tolist()}) == 12
@@ -132,7 +142,8 @@ def test_a_pair_carries_opposite_currents_and_no_stimulus_none():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pulse_width_us": -1.0}, {"frequency_hz": 0.0}, {"pulses": 2.5}, {"frequency_hz": 3000.0}, {"onset_s": -0.1}]
+    "wrong",
+    [{"pulse_width_us": -1.0}, {"frequency_hz": 0.0}, {"pulses": 2.5}, {"frequency_hz": 3000.0}, {"onset_s": -0.1}],
 )
 def test_a_stimulus_no_device_could_deliver_is_refused(wrong):
     with pytest.raises(StimulusError):

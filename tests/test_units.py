@@ -13,7 +13,10 @@ def test_a_milliampere_for_two_hundred_microseconds_is_a_fifth_of_a_microcoulomb
     assert phase_charge_uc(torch.tensor(1.0), torch.tensor(200.0)).item() == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize(("text", "to", "value"), [("6.0 mA", "mA", 6.0), ("300uA", "mA", 0.3), ("1 ms", "us", 1000.0), ("1e-3 A", "mA", 1.0)])
+@pytest.mark.parametrize(
+    ("text", "to", "value"),
+    [("6.0 mA", "mA", 6.0), ("300uA", "mA", 0.3), ("1 ms", "us", 1000.0), ("1e-3 A", "mA", 1.0)],
+)
 def test_a_quantity_is_read_in_the_unit_asked_for(text, to, value):
     assert parse_quantity(text, to) == pytest.approx(value)
 
@@ -32,6 +35,7 @@ def test_conversion_there_and_back_is_the_identity(value, units):
 def test_a_name_promises_its_unit():
     assert canonical_unit("amplitude_ma") == "mA"
     assert canonical_unit("pulses") == ""
+    assert quantity("charge_density_uc_cm2", "0.03 mC/cm2") == pytest.approx(30.0)
     assert quantity("pulse_width_us", "0.2 ms") == pytest.approx(200.0)
     with pytest.raises(UnitError, match="amplitude_ma"):
         quantity("amplitude_ma", "130 Hz")
