@@ -9,6 +9,7 @@ lack (Bonizzato et al. 2023, Cell Reports Medicine 4:101008).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -131,6 +132,23 @@ class BayesianPolicy(Policy):
             points = torch.cat([tried, allowed_points(self.space, self.envelope, everywhere, history)])
         best = int(known.bound(points, 0.0).argmax())
         return history.stimuli[int(kept[best])] if best < len(kept) else self.space.stimulus(points[best])
+
+    def beliefs(self, history: History) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
+        """Mean and standard deviation of the score at cube points `[*batch, dimension]`, at the time of the next
+        window; None before anything of the space has been tried. For pictures and reports.
+        """
+        tried, kept = located(self.space, history)
+        if len(tried) == 0:
+            return None
+        known = self._known(tried, kept, history)
+
+        def posterior(points: Tensor) -> tuple[Tensor, Tensor]:
+            flat = points.reshape(-1, points.shape[-1])
+            with torch.no_grad():
+                mean, sd = known.surrogate.posterior(flat, known.trend.expand(len(flat), -1))
+            return mean.reshape(points.shape[:-1]), sd.reshape(points.shape[:-1])
+
+        return posterior
 
     @cached_property
     def _listed(self) -> Float[Tensor, "point dimension"] | None:

@@ -4,6 +4,7 @@ The only place where names of experiment files become objects. Everything here h
 before anything is created on disk, so a mistake costs nothing.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,6 +113,21 @@ def policy_of(named: Named, setting: Setting, model: FittedModel | None, seed: i
     return policy_in(named, parts)
 
 
+def require_buildable(named: Named, setting: Setting, has_model: bool) -> None:
+    """Refuse a policy that cannot be built, before any work is done for it.
+
+    Raises:
+        ConfigError: If it needs a model and there is none, or an option is wrong.
+    """
+    needs_model = "forecaster" in inspect.signature(plugins.find("policies", named.name)).parameters
+    if needs_model and not has_model:
+        raise ConfigError(f"policy {named.name!r} needs a forecaster; add a 'model:' section.")
+    if needs_model and setting.system is None:
+        raise ConfigError(f"policy {named.name!r} needs a model, which is fitted on a simulated system; name a 'system'.")
+    if not needs_model:
+        policy_of(named, setting, None, 0)
+
+
 def policy_in(named: Named, parts: Mapping[str, Any]) -> Policy:
     """The policy of a name, with whatever of `parts` it asks for.
 
@@ -141,7 +157,8 @@ def _montage_of(search: Experiment | Study) -> Montage:
 
 def _space_of(specs: Mapping[str, ParameterSpec], stimulus: Mapping[str, Any], montage: Montage) -> StimulationSpace:
     template = _template_of(stimulus, specs, montage)
-    return StimulationSpace(tuple(_parameter_of(name, spec, template) for name, spec in specs.items()), template)
+    parameters = tuple(_parameter_of(name, spec, template) for name, spec in specs.items())
+    return StimulationSpace(parameters, template, stimulus.get("duration_s"))
 
 
 def _template_of(stimulus: Mapping[str, Any], specs: Mapping[str, ParameterSpec], montage: Montage) -> Stimulus:

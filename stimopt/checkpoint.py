@@ -187,7 +187,7 @@ def space_to_dict(space: StimulationSpace) -> dict[str, Any]:
     if sensory is not None:
         names = list(sensory.feature_names)
         template["sensory"] = {**_numbers(sensory), "modality": sensory.modality, "feature_names": names}
-    return {"parameters": parameters, "template": template, "montage": montage_to_dict(space.template.montage)}
+    return {"parameters": parameters, "template": template, "montage": montage_to_dict(space.template.montage), "duration_s": space.duration_s}
 
 
 def space_from_dict(plain: Mapping[str, Any]) -> StimulationSpace:
@@ -204,7 +204,7 @@ def space_from_dict(plain: Mapping[str, Any]) -> StimulationSpace:
                      "coordinates": tuple(tuple(point) for point in p["coordinates"])})
         for p in plain["parameters"]
     ]  # fmt: skip
-    return StimulationSpace(tuple(parameters), template)
+    return StimulationSpace(tuple(parameters), template, plain["duration_s"])
 
 
 def _write_whole(folder: Path, contents: tuple[bytes, ...]) -> None:

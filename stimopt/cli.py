@@ -99,14 +99,16 @@ def ask(
 
     Example: stimopt ask runs/patient-7 --experiment patient-7.yaml
     """
-    from .pages import margin_rows
+    from dataclasses import asdict
+
+    from .pages import before_asking, margin_rows
     from .runs import create_run, opened_run
 
     if experiment is not None and not folder.exists():
         create_run(experiment, folder, seed)
     with opened_run(folder) as run:
         stimulus = run.session.ask()
-        space, history = run.setting.space, run.session.history
+        space, history = run.setting.space, before_asking(run.session.history)
         current = zip(run.setting.montage.contacts, stimulus.amplitude_ma.tolist(), strict=True)
         train = ("frequency_hz", "pulse_width_us", "pulses", "interphase_us", "onset_s")
         result = {
@@ -114,7 +116,7 @@ def ask(
             "parameters": space.describe(space.locate(stimulus)),
             "amplitude_ma": {contact.name: ma for contact, ma in current if ma != 0.0},
             "train": {name: float(getattr(stimulus, name)) for name in train},
-            "safety": margin_rows(run.setting.envelope, stimulus, history),
+            "safety": [asdict(row) for row in margin_rows(run.setting.envelope, stimulus, history)],
         }
     _show(result, as_json)
 

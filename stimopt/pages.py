@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ def margin_rows(envelope: Envelope, stimulus: Stimulus, history: History) -> tup
     return tuple(
         MarginRow(row.label, row.value, row.allowed, row.unit, row.verdict, row.source, row.margin) for row in rows
     )
+
+
+def before_asking(history: History) -> History:
+    """The history that the stimulus in flight was judged against: without it, at its time."""
+    if history.in_flight is None:
+        return history
+    return replace(history, in_flight=None, next_time_s=history.in_flight[1])
 
 
 def posterior_of(policy: Policy, history: History) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:

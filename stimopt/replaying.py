@@ -96,7 +96,8 @@ def _sentence(result: dict[str, Any], gap: Interval) -> str:
     verdict = "better" if gap.low > 0 else "worse" if gap.high < 0 else "not shown to be better or worse"
     return (
         f"On the recorded trials of {result['dataset']} ({result['outcome']}), after "
-        f"{result['difference']['at_trial']} trials the policy '{result['policy']}' is {verdict} than '{result['versus']}': its recommendation's truth is "
+        f"{result['difference']['at_trial']} trials the policy '{result['policy']}' is {verdict} than "
+        f"'{result['versus']}': its recommendation's truth is "
         f"{gap.estimate:+.3f} of the recorded range (95 % interval {gap.low:+.3f} to {gap.high:+.3f}, mean over "
         f"{result['repeats']} paired replays; 1 is the best recorded stimulus, 0 the worst)."
     )

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .assembly import FittedModel, Setting, fitted_model, policy_of, setting_of
+from .assembly import FittedModel, Setting, fitted_model, policy_of, require_buildable, setting_of
 from .config import Experiment, read_experiment
 from .errors import RunError
 from .history import TrialStore
@@ -44,7 +44,7 @@ def create_run(source: Path, folder: Path, seed: int | None = None) -> None:
         RunError: If the folder exists.
     """
     experiment = read_experiment(source)
-    setting_of(experiment)
+    require_buildable(experiment.policy, setting_of(experiment), experiment.model is not None)
     require_new(folder, "go on with it by --resume, or ")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")

@@ -146,12 +146,19 @@ class Parameter:
 class StimulationSpace:
     """Parameters over a template stimulus of batch shape ().
 
+    Attributes:
+        parameters: What may vary.
+        template: Everything else.
+        duration_s: Length of every train, whatever its frequency: the pulses that begin within it. None keeps the
+            template's number of pulses.
+
     Raises:
-        SpaceError: If a name is doubled or is no part of the template.
+        SpaceError: If a name is doubled or is no part of the template, or the duration is fixed twice.
     """
 
     parameters: tuple[Parameter, ...]
     template: Stimulus
+    duration_s: float | None = None
 
     def __post_init__(self) -> None:
         names = [p.name for p in self.parameters]
@@ -159,8 +166,10 @@ class StimulationSpace:
             raise SpaceError(f"a space needs parameters with names of their own, got {names}.")
         electrical = [p for p in self.parameters if p.name not in self._features]
         own = {p.name for p in electrical}
-        if {"pulses", "duration_s"} <= own:
-            raise SpaceError("a space has either pulses or duration_s, not both: one fixes the other.")
+        if len({"pulses", "duration_s"} & own) + (self.duration_s is not None) > 1:
+            raise SpaceError("pulses and duration_s fix each other: let one of them vary, or hold one, not both.")
+        if self.duration_s is not None and not self.duration_s > 0:
+            raise SpaceError(f"duration_s is {self.duration_s} s; it must be positive, or None to keep the pulses.")
         for name in set(names) - set(self.known_names):
             raise SpaceError(
                 f"parameter {name!r} is no part of this stimulus; write one of {', '.join(self.known_names)}."
@@ -277,9 +286,10 @@ class StimulationSpace:
         values = {name: value for name, value in numbers.items() if name not in self._features}
         stimulus = self.template.to(unit).expand(*unit.shape[:-1])
         changes: dict[str, Any] = {name: values[name].to(unit) for name in _TRAIN_FIELDS if name in values}
-        if "duration_s" in values:
-            frequency = changes.get("frequency_hz", stimulus.frequency_hz).detach()
-            changes["pulses"] = (values["duration_s"].detach() * frequency - 1e-6).ceil().clamp_min(1.0)
+        duration_s = values.get("duration_s", self.duration_s)
+        if duration_s is not None:
+            frequency = changes.get("frequency_hz", stimulus.frequency_hz)
+            changes["pulses"] = (duration_s * frequency - 1e-6).detach().ceil().clamp_min(1.0)
         if "contacts" in values or "amplitude_ma" in values:
             changes["amplitude_ma"] = self._amplitude(values, stimulus)
         return replace(stimulus, **changes, sensory=self._sensory(numbers, stimulus))

@@ -6,7 +6,6 @@ the same patient, noise and drift. Three comparators are always there: no stimul
 random search, and the best constant setting, chosen on the *other* patients.
 """
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,12 +18,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .assembly import Setting, fitted_model, policy_of, setting_of
+from .assembly import Setting, fitted_model, policy_of, require_buildable, setting_of
 from .config import Named, Study, read_study
-from .errors import ConfigError, RunError
+from .errors import RunError
 from .history import History, TrialStore
 from .landscape import Landscape, dense_search, repeated_scores
-from .plugins import find
 from .policy import Policy
 from .provenance import provenance, write_atomically
 from .runs import RUN_FILE
@@ -61,7 +59,9 @@ def begin_study(path: Path, out: Path, resume: bool, seed: int | None = None) ->
     """
     study = read_study(path)
     for patient in study.patients:
-        _check_policies(study, setting_of(study, patient))
+        setting = setting_of(study, patient)
+        for named in study.policies:
+            require_buildable(named, setting, study.model is not None)
     kept = out / STUDY_FILE
     if kept.exists() and not resume:
         raise RunError(f"{out} holds a study; go on with it by --resume, or choose another --out.")
@@ -102,16 +102,6 @@ def run_study(out: Path, workers: int = 1, progress: Callable[[int, int], None] 
     write_atomically(out / "runs.csv", runs.to_csv(index=False))
     write_atomically(out / "table.csv", table.to_csv(index=False))
     return table
-
-
-def _check_policies(study: Study, setting: Setting) -> None:
-    """Refuse a policy that cannot be built, before any work is done."""
-    for named in study.policies:
-        needs = inspect.signature(find("policies", named.name)).parameters
-        if "forecaster" in needs and study.model is None:
-            raise ConfigError(f"policy {named.name!r} needs a model; add a 'model:' section.")
-        if "forecaster" not in needs:
-            policy_of(named, setting, None, study.seed)
 
 
 def policy_names(study: Study) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def row_noise(keys: Int[Tensor, "*batch"], shape: Sequence[int], salt: int, like
         torch.randn(tuple(shape), generator=torch.Generator().manual_seed(stream_seed(int(key), salt)))
         for key in keys.reshape(-1)
     ]
-    return torch.stack(rows).reshape(*keys.shape, *shape).to(like)
+    return torch.stack(rows).reshape((*keys.shape, *shape)).to(like)
 
 
 def require_shape(name: str, value: Tensor, trailing: Sequence[int], axes: str) -> None:

@@ -59,10 +59,10 @@ def test_a_refusal_is_one_line_on_standard_error_with_exit_code_2(tmp_path):
         ("high: 5 mA", "high: 0.1 mA", "low must be below high"),
         ("high: 5 mA", "high: 5 Hz", "measures frequency"),
         ("choices: neighbours", "choices: [A1-Z9]", "'Z9' is not in the montage"),
-        ("frequency_hz: {kind", "frequency: {kind", "'frequency' is no part"),
+        ("frequency_hz: {kind", "frequency: {kind", "space.frequency"),
         ("band_hz: [8, 30]", "band_hz: [8, 30], channels: [Q]", "'Q' is not in the montage"),
         ("{profile: mapping-50hz-seeg}", "{profile: mapping-50hz-seeg, forbidden: [Q1]}", "'Q1' is not in the montage"),
-        ("{profile: mapping-50hz-seeg}", "{profile: mapping-50hz-seeg, limits: {contact_current_ma: 99}}", "tighten"),
+        ("{profile: mapping-50hz-seeg}", "{profile: mapping-50hz-seeg, limits: {contact_current_ma: 99}}", "would loosen it"),
         ("{name: sobol}", "{name: gradient}", "needs a forecaster"),
     ],
 )

@@ -88,6 +88,15 @@ def test_a_duration_becomes_the_pulses_that_begin_within_it():
     assert space.stimulus(torch.tensor([[0.0], [1.0]], dtype=torch.float64)).pulses.tolist() == [5.0, 50.0]
 
 
+def test_a_held_duration_follows_the_frequency():
+    knobs = (Parameter("frequency_hz", "continuous", 20.0, 100.0),)
+    pulses = StimulationSpace(knobs, TEMPLATE, 0.5).stimulus(torch.tensor([[0.0], [1.0]], dtype=torch.float64)).pulses
+    assert pulses.tolist() == [10.0, 50.0]
+    assert bool((StimulationSpace(knobs, TEMPLATE).stimulus(torch.zeros(1, 1, dtype=torch.float64)).pulses == 10).all())
+    with pytest.raises(SpaceError, match="fix each other"):
+        StimulationSpace((Parameter("pulses", "integer", 1, 9),), TEMPLATE, 0.5)
+
+
 def test_a_discrete_space_lists_every_point_once():
     space = StimulationSpace(
         (Parameter("frequency_hz", "ordinal", choices=(5, 7, 11)), Parameter("pulses", "integer", 1, 4)), TEMPLATE
