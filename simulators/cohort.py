@@ -46,6 +46,8 @@ def jansen_rit_patient(
     window_s: float = 0.5,
     noise: float = 1.83,
     drift: float = 6.0,
+    dt_s: float = 1e-3,
+    rate_hz: float = 500.0,
 ) -> Twin:
     """A virtual patient of Jansen-Rit columns with an alpha focus near the first shaft.
 
@@ -60,6 +62,8 @@ def jansen_rit_patient(
         window_s: Length of a window.
         noise: White noise on the afferents of every region, 1/s averaged over one second; as large as the paper's.
         drift: Standard deviation of the slow excitability over a session, 1/s.
+        dt_s: Integration step, at most 2 ms.
+        rate_hz: Samples per second of the recorded signal.
 
     Raises:
         ConfigError: If there are fewer than 4 contacts or regions.
@@ -84,6 +88,8 @@ def jansen_rit_patient(
         sensing=distance_sensing(montage, connectome.centre_mm, noise_uv=SENSOR_NOISE_UV),
         montage=montage,
         window_s=window_s,
+        dt_s=dt_s,
+        rate_hz=rate_hz,
         drift=drift,
     )
 

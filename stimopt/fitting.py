@@ -46,7 +46,11 @@ class Comparison:
     @property
     def best(self) -> str:
         """The model with the smallest continuous ranked probability score."""
-        return min(self.skill, key=lambda name: self.skill[name]["crps_uv"])
+        return self.best_of(tuple(self.skill))
+
+    def best_of(self, names: Sequence[str]) -> str:
+        """The same among some of them."""
+        return min(names, key=lambda name: self.skill[name]["crps_uv"])
 
 
 def compare_models(

@@ -101,7 +101,7 @@ def test_ask_and_tell_serve_a_person(tmp_path):
     assert run("tell", run_folder, "--score", "nan")[0] == 2
     assert json.loads(run("tell", run_folder, "--score", "12.5", "--json")[1])["score"] == 12.5
     assert "no stimulus is in flight" in run("tell", run_folder, "--score", "1")[2]
-    assert "since the last" in run("ask", run_folder)[2]  # the profile asks for a second between pulses
+    assert "lengthen interval_s" in run("ask", run_folder)[2]  # the profile asks for a second between pulses
 
 
 def test_a_study_in_the_way_of_another_is_refused(tmp_path):
