@@ -98,6 +98,7 @@ def main(quick: bool = False) -> None:
         sensing=distance_sensing(montage, places_mm, noise_uv=5.0),
         montage=montage,
         window_s=0.5 if quick else 2.0,
+        dt_s=2e-3,
     )
 
     silence = no_stimulus(montage)

@@ -31,7 +31,7 @@ READINGS = ("r2", "r2_shuffled", "crps_uv", "coverage_90")
 
 
 def main(quick: bool = False) -> None:
-    calibration, steps, members, trials = (32, 60, 1, 3) if quick else (100, 600, 3, 16)
+    calibration, steps, members, trials = (24, 40, 1, 3) if quick else (100, 600, 3, 16)
 
     patient = linear_patient(patient=7)
     pairs = patient.montage.neighbour_pairs()

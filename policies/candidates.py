@@ -4,8 +4,6 @@ Every policy asks here, so that none can forget the envelope. A listed axis is d
 its values, however they lie on the cube; a continuous one evenly over its length.
 """
 
-from contextlib import suppress
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -55,23 +53,32 @@ def allowed(
     space: StimulationSpace, envelope: Envelope, points: Float[Tensor, "point dimension"], history: History
 ) -> Bool[Tensor, " point"]:
     """Which points the envelope allows as the next stimulus. One that no device could deliver is not allowed."""
-    surely = _pulses_apart(space, points)
-    found = torch.zeros(len(points), dtype=torch.bool)
-    if bool(surely.any()):
-        found[surely] = envelope.allowed(space.stimulus(points[surely]), history, now_s(history))
-    for index in (~surely).nonzero().flatten().tolist():  # a lone pulse is deliverable however fast it would repeat
-        with suppress(StimulusError):
-            found[index] = envelope.allowed(space.stimulus(points[index]), history, now_s(history))
+    found = deliverable(space, points)
+    if bool(found.any()):
+        found[found.clone()] = envelope.allowed(space.stimulus(points[found]), history, now_s(history))
     return found
 
 
-def _pulses_apart(space: StimulationSpace, points: Tensor) -> Tensor:
-    """Which points have pulses that fit into their period, so that a device could deliver them in any number."""
-    values, template = space.decode(points), space.template
+def deliverable(space: StimulationSpace, points: Float[Tensor, "point dimension"]) -> Bool[Tensor, " point"]:
+    """Which points a device could deliver: pulses that fit into their period, or a lone one however fast it repeats."""
+    values, template = _train_values(space, points), space.template
     width_us = values.get("pulse_width_us", template.pulse_width_us)
     gap_us = values.get("interphase_us", template.interphase_us)
     frequency_hz = values.get("frequency_hz", template.frequency_hz)
-    return ((2 * width_us + gap_us) * 1e-6 * frequency_hz <= 1.0).expand(len(points))
+    duration_s = values.get("duration_s", space.duration_s)
+    pulses = values.get("pulses", template.pulses) if duration_s is None else duration_s * frequency_hz - 1e-6
+    apart = (2 * width_us + gap_us) * 1e-6 * frequency_hz <= 1.0
+    return (apart | (pulses <= 1)).expand(len(points)).clone()
+
+
+def _train_values(space: StimulationSpace, points: Tensor) -> dict[str, Tensor]:
+    """Numbers of the electrical parameters; a feature that is named like one of them is none."""
+    values, sensory = space.decode(points), space.template.sensory
+    for parameter in space.parameters:
+        if parameter.numbered:
+            choices = [float(choice) for choice in parameter.choices]
+            values[parameter.name] = points.new_tensor(choices)[values[parameter.name]]
+    return {name: value for name, value in values.items() if sensory is None or name not in sensory.feature_names}
 
 
 def allowed_points(
@@ -126,13 +133,15 @@ def nothing_allowed(tried: int, history: History) -> EnvelopeError:
 def visits(
     space: StimulationSpace, points: Float[Tensor, "point dimension"], history: History
 ) -> Float[Tensor, " point"]:
-    """How often each point has been delivered so far (float64)."""
-    if len(history) == 0:
-        return points.new_zeros(len(points))
-    asked = settings_matrix(space.stimulus(points)).unsqueeze(1)
+    """How often each point has been delivered so far (float64); what no device could deliver, never."""
+    count, possible = points.new_zeros(len(points)), deliverable(space, points)
+    if len(history) == 0 or not bool(possible.any()):
+        return count
+    asked = settings_matrix(space.stimulus(points[possible])).unsqueeze(1)
     given = settings_matrix(history.stimuli).unsqueeze(0)
     same = (asked - given).abs() <= _SAME * (1 + given.abs())
-    return same.all(-1).sum(1).to(points)
+    count[possible] = same.all(-1).sum(1).to(points)
+    return count
 
 
 def located(space: StimulationSpace, history: History) -> tuple[Float[Tensor, "trial dimension"], Tensor]:

@@ -123,7 +123,9 @@ def require_buildable(named: Named, setting: Setting, has_model: bool) -> None:
     if needs_model and not has_model:
         raise ConfigError(f"policy {named.name!r} needs a forecaster; add a 'model:' section.")
     if needs_model and setting.system is None:
-        raise ConfigError(f"policy {named.name!r} needs a model, which is fitted on a simulated system; name a 'system'.")
+        raise ConfigError(
+            f"policy {named.name!r} needs a model, which is fitted on a simulated system; name a 'system'."
+        )
     if not needs_model:
         policy_of(named, setting, None, 0)
 

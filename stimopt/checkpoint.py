@@ -187,7 +187,12 @@ def space_to_dict(space: StimulationSpace) -> dict[str, Any]:
     if sensory is not None:
         names = list(sensory.feature_names)
         template["sensory"] = {**_numbers(sensory), "modality": sensory.modality, "feature_names": names}
-    return {"parameters": parameters, "template": template, "montage": montage_to_dict(space.template.montage), "duration_s": space.duration_s}
+    return {
+        "parameters": parameters,
+        "template": template,
+        "montage": montage_to_dict(space.template.montage),
+        "duration_s": space.duration_s,
+    }
 
 
 def space_from_dict(plain: Mapping[str, Any]) -> StimulationSpace:

@@ -127,6 +127,9 @@ def tell(
     score: Annotated[Optional[float], typer.Option(help="The score, higher is better.")] = None,  # noqa: UP045
     response: Annotated[Optional[Path], typer.Option(help="The recorded window (.nc or .zarr).")] = None,  # noqa: UP045
     note: Annotated[str, typer.Option(help="Anything worth keeping.")] = "",
+    without_stop_rule: Annotated[
+        bool, typer.Option("--without-stop-rule", help="You watched the signal: a score alone cannot be checked.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """What came back for the stimulus in flight.
@@ -138,7 +141,7 @@ def tell(
 
     window = response_from(response) if response is not None else None
     with opened_run(folder) as run:
-        value = run.session.tell(window, score, note=note)
+        value = run.session.tell(window, score, note=note, without_stop_rule=without_stop_rule)
         result = {"trial": len(run.session.history) - 1, "score": value, "locked": run.session.lock_reason}
     _show(result, as_json)
 

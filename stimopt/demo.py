@@ -24,7 +24,9 @@ from .figures import replay_curves, search_trace
 from .fitting import Comparison, compare_models
 from .history import History, TrialStore
 from .landscape import Landscape, calibrate, dense_search, one_window, repeated_scores
+from .maps import story_picture
 from .pages import REPORT_FILE, margin_rows, objective_label, posterior_of
+from .picture import save_picture
 from .policy import Policy
 from .provenance import provenance, write_atomically
 from .report import Ladder, Page, Section, Table, skill_table, write_page
@@ -36,7 +38,9 @@ from .study import violations
 from .tensors import concatenate, generator, map_tensors, stream_seed
 
 POLICIES = ("sobol", "bayesian", "gradient")
-OPTIONS = {"gradient": {"starts": 4, "steps": 10, "samples": 4}}  # a quarter of the default work; a decision takes less than a second
+OPTIONS = {
+    "gradient": {"starts": 4, "steps": 10, "samples": 4}
+}  # a quarter of the default work; a decision takes less than a second
 MODELS = ("mean-evoked", "arx", "state-space", "gaussian-process", "ieeg-network")
 SMOOTH = ("arx", "state-space", "gaussian-process", "ieeg-network")  # differentiable in the stimulus
 REPLAYED = "opto-septohippocampal"
@@ -66,14 +70,14 @@ class Searched:
     Attributes:
         policy: The last run's, for its surrogate.
         histories: One per seed.
-        regret: Simple regret of the recommendation after each trial, `[seed, trial]`.
+        truth: True score of the recommendation after each trial, `[seed, trial]`.
         violations: Delivered stimuli that the envelope would refuse.
         seconds: Median time of a decision.
     """
 
     policy: Policy
     histories: tuple[History, ...]
-    regret: np.ndarray[Any, Any]
+    truth: np.ndarray[Any, Any]
     violations: int
     seconds: float
 
@@ -130,12 +134,14 @@ def run_demo(
     for name in POLICIES:
         say(f"searching with the {name} policy, {size.seeds} x {size.trials} trials")
         searched[name] = _search(name, experiment, setting, model, truth, size, seed, out)
+    truth = truth.raised(max(float(s.truth.max()) for s in searched.values()))
     say(f"replaying {REPLAYED}" if _recordings() else "no recordings at hand (STIMOPT_DATA is unset): no replay")
     replayed = _replay(size, seed)
     write_atomically(out / "demo.yaml", demo_text())
+    _draw_picture(setting, truth, searched, seed, out / "picture.png")
     page = _page(experiment, setting, comparison, truth, searched, replayed, size, seed, time.perf_counter() - began)
     return {
-        "regret": {name: float(np.median(s.regret[:, -1])) for name, s in searched.items()},
+        "regret": {name: float(np.median(truth.optimum - s.truth[:, -1])) for name, s in searched.items()},
         "violations": sum(s.violations for s in searched.values()),
         "skill": {name: dict(values) for name, values in comparison.skill.items()},
         "optimum": truth.optimum, "without_stimulation": truth.silence,
@@ -160,19 +166,21 @@ def _search(
             )  # fmt: skip
             history = session.run(_system(setting), size.trials)
         histories.append(history)
-        curves.append(_regret(policy, history, setting, truth, size, stream))
+        curves.append(_truth(policy, history, setting, truth, size, stream))
         broken += violations(setting, history)
         seconds += session.seconds_per_decision
     return Searched(policy, tuple(histories), np.stack(curves), broken, float(np.median(seconds)))
 
 
-def _regret(
+def _truth(
     policy: Policy, history: History, setting: Setting, truth: Landscape, size: Size, seed: int
 ) -> np.ndarray[Any, Any]:
+    """True score of what is recommended after each trial."""
     advice = [policy.recommend(history.until(n), generator(seed, "recommend", n)) for n in range(1, len(history) + 1)]
     stimuli = concatenate([map_tensors(stimulus, lambda v: v.double().unsqueeze(0)) for stimulus in advice])
     scores = repeated_scores(_system(setting), setting.objective, stimuli, repeats=size.truth_repeats, seed=truth.seed)
-    return (truth.optimum - scores.mean(0)).numpy()
+    recommended: np.ndarray[Any, Any] = scores.mean(0).numpy()
+    return recommended
 
 
 def _replay(size: Size, seed: int) -> dict[str, Any]:
@@ -225,20 +233,41 @@ def _page(
     return Page(run.title, summary, tuple(sections), run.provenance, ladder)
 
 
+def _draw_picture(setting: Setting, truth: Landscape, searched: Mapping[str, Searched], seed: int, path: Path) -> None:
+    """The story in one strip, as in the README."""
+    chosen = searched["bayesian"]
+    history = chosen.histories[-1]
+    posterior = posterior_of(chosen.policy, history)
+    assert posterior is not None  # the Bayesian policy has beliefs once anything has been tried
+    recommended = chosen.policy.recommend(history, generator(seed, "recommend", len(history)))
+    before, after = one_window(_system(setting), [no_stimulus(setting.montage), recommended], seed=seed)
+    loudest = int(after.signal_uv.std(-1).argmax())
+    story = story_picture(
+        before, after, setting.montage.channels[loudest].name,
+        {name: np.stack([h.scores.numpy() for h in s.histories]) for name, s in searched.items()},
+        posterior, setting.space, setting.space.locate(history.stimuli), at=setting.space.locate(recommended),
+        pair=("frequency_hz", "amplitude_ma"), score_label="log10 alpha power (µV²)",
+        reference=truth.optimum, reference_name="true optimum",
+    )  # fmt: skip
+    save_picture(story, path)
+
+
 def _policy_section(searched: Mapping[str, Searched], truth: Landscape, size: Size, label: str) -> Section:
+    regret = {name: truth.optimum - s.truth for name, s in searched.items()}
     rows = tuple(
-        (name, _middle(s.regret[:, -1]), float(s.regret.sum(1).mean()), s.violations, s.seconds)
+        (name, _middle(regret[name][:, -1]), float(regret[name].sum(1).mean()), s.violations, s.seconds)
         for name, s in searched.items()
     )
     columns = ("policy", "simple regret", "regret summed over trials", "violations", "seconds per decision")
     note = (
-        f"Regret in units of the score, against the true optimum {truth.optimum:.3f} from a dense search over "
-        f"{len(truth.unit)} points; without stimulation the score is {truth.silence:.3f}; a single trial varies by "
+        f"Regret in units of the score, against the true optimum {truth.optimum:.3f}: the best of a dense search "
+        f"over {len(truth.unit)} points and of all recommendations; without stimulation the score is "
+        f"{truth.silence:.3f}; a single trial varies by "
         f"{truth.trial_sd:.2f} (standard deviation). {size.seeds} seed(s), paired."
     )
     trace = search_trace(
         {name: np.stack([h.scores.numpy() for h in s.histories]) for name, s in searched.items()}, score_label=label,
-        regret={name: s.regret for name, s in searched.items()}, reference=truth.optimum, reference_name="true optimum",
+        regret=regret, reference=truth.optimum, reference_name="true optimum",
     )  # fmt: skip
     return Section(
         "Policies compared",

@@ -5,8 +5,9 @@ across stimuli (common random numbers), each from a session's start, so they lea
 out. The optimum is the best of a dense search, refined around its best points.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -36,6 +37,7 @@ class Landscape:
         silence: Expected score without stimulation.
         trial_sd: Standard deviation of single trials, median over points.
         seed: Names the noise that all points shared.
+        known: A better expected score found elsewhere, such as by a policy.
     """
 
     unit: Float[Tensor, "point dimension"]
@@ -43,11 +45,16 @@ class Landscape:
     silence: float
     trial_sd: float
     seed: int
+    known: float = -math.inf
 
     @property
     def optimum(self) -> float:
         """The best expected score found."""
-        return float(self.score.max())
+        return max(float(self.score.max()), self.known)
+
+    def raised(self, known: float) -> "Landscape":
+        """The same landscape, in which somebody found the expected score `known`."""
+        return replace(self, known=max(known, self.known))
 
     @property
     def best(self) -> Float[Tensor, " dimension"]:

@@ -59,7 +59,8 @@ def _above(value: float, limit: float) -> str:
 
 
 def _setting(contact: str, stimulus: Stimulus) -> str:
-    train = f"{float(stimulus.pulses):g} pulses at {float(stimulus.frequency_hz):.4g} Hz"
+    pulses = float(stimulus.pulses)
+    train = f"{pulses:g} pulse{'' if pulses == 1 else 's'} at {float(stimulus.frequency_hz):.4g} Hz"
     if not contact:
         return f"{float(stimulus.amplitude_ma.abs().max()):.4g} mA for {float(stimulus.pulse_width_us):.4g} us, {train}"
     place = stimulus.montage.contact_index(contact)

@@ -98,7 +98,13 @@ class Session:
         return stimulus
 
     def tell(
-        self, response: Response | None = None, score: float | None = None, state: State | None = None, note: str = ""
+        self,
+        response: Response | None = None,
+        score: float | None = None,
+        state: State | None = None,
+        note: str = "",
+        *,
+        without_stop_rule: bool = False,
     ) -> float:
         """Complete the trial in flight with its response, or with a score that was judged elsewhere.
 
@@ -107,6 +113,8 @@ class Session:
             score: Instead of a response: the number itself, higher is better.
             state: The system's state after the trial, to resume a simulated run from.
             note: Anything worth keeping beside the trial.
+            without_stop_rule: Says that a score alone is told although the session has a stop rule, which cannot
+                read it; somebody else watches for after-discharges.
 
         Returns:
             The score.
@@ -119,6 +127,11 @@ class Session:
             raise RunError("no stimulus is in flight; ask for one before telling what came back.")
         if (response is None) == (score is None):
             raise RunError("tell either a response or a score, not both and not neither.")
+        if score is not None and self._stop_rule and not without_stop_rule:
+            raise RunError(
+                "this session has a stop rule, which reads the response; tell the response, or say that you watched "
+                "the signal yourself (--without-stop-rule)."
+            )
         stimulus, time_s = self._history.in_flight
         value = float(self.objective(response, stimulus)) if response is not None else float(score or 0.0)
         if not math.isfinite(value):

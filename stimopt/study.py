@@ -7,7 +7,7 @@ random search, and the best constant setting, chosen on the *other* patients.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -97,7 +97,7 @@ def run_study(out: Path, workers: int = 1, progress: Callable[[int, int], None] 
             done += 1
             if progress:
                 progress(done, total)
-    runs = pd.DataFrame([_result(out, job) for job in jobs])
+    runs = judged_runs([_result(out, job) for job in jobs])
     table = tabulate(runs)
     write_atomically(out / "runs.csv", runs.to_csv(index=False))
     write_atomically(out / "table.csv", table.to_csv(index=False))
@@ -108,6 +108,30 @@ def policy_names(study: Study) -> tuple[str, ...]:
     """The study's policies and the comparators it did not list."""
     listed = [policy.name for policy in study.policies]
     return (*listed, *(name for name in COMPARATORS if name not in listed))
+
+
+def judged_runs(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per run: regrets against the best that is known of the patient.
+
+    That is the best of the dense search and of everything that any policy tried or recommended, so no regret is
+    negative.
+    """
+    best: dict[int, float] = {}
+    for result in results:
+        found = max(result["searched"], *result["recommended"], *result["tried"])
+        best[result["patient"]] = max(found, best.get(result["patient"], found))
+    return pd.DataFrame([_judged(result, best[result["patient"]]) for result in results])
+
+
+def _judged(result: Mapping[str, Any], optimum: float) -> dict[str, Any]:
+    recommended, silence = result["recommended"], result["silence"]
+    reach = [(score - silence) / (optimum - silence) for score in recommended]
+    return {
+        **{key: result[key] for key in ("policy", "patient", "seed", "violations")},
+        "regret": optimum - recommended[-1], "cumulative_regret": sum(optimum - score for score in result["tried"]),
+        "trials_to_90": _first([share >= 0.9 for share in reach]),
+        "trials_to_95": _first([share >= 0.95 for share in reach]), "gain_over_silence": recommended[-1] - silence,
+    }  # fmt: skip
 
 
 def tabulate(runs: pd.DataFrame) -> pd.DataFrame:
@@ -247,15 +271,10 @@ def _judge(
         _simulated(setting), setting.objective, stimuli, repeats=study.truth_repeats, seed=LANDSCAPE_SEED
     ).mean(0)
     recommended, tried = truth[: len(history)], truth[len(history) :]
-    reach = (recommended - landscape.silence) / (landscape.optimum - landscape.silence)
     return {
-        "policy": job.policy, "patient": job.patient, "seed": job.seed,
-        "regret": landscape.optimum - float(recommended[-1]),
-        "cumulative_regret": float((landscape.optimum - tried).sum()),
-        "trials_to_90": _first(reach >= 0.9), "trials_to_95": _first(reach >= 0.95),
-        "gain_over_silence": float(recommended[-1]) - landscape.silence,
+        "policy": job.policy, "patient": job.patient, "seed": job.seed, "silence": landscape.silence,
+        "searched": landscape.optimum, "recommended": recommended.tolist(), "tried": tried.tolist(),
         "violations": violations(setting, history),
-        "regret_curve": (landscape.optimum - recommended).tolist(),
     }  # fmt: skip
 
 
@@ -267,8 +286,8 @@ def violations(setting: Setting, history: History) -> int:
     )
 
 
-def _first(reached: Tensor) -> float:
-    return float(reached.nonzero()[0]) + 1 if bool(reached.any()) else float("inf")
+def _first(reached: list[bool]) -> float:
+    return reached.index(True) + 1.0 if True in reached else float("inf")
 
 
 def _simulated(setting: Setting) -> System:
@@ -282,5 +301,4 @@ def _row(stimulus: Stimulus) -> Stimulus:
 
 def _result(out: Path, job: Job) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((job.folder(out) / "result.json").read_text())
-    content.pop("regret_curve")
     return content

@@ -48,28 +48,19 @@ def check_system(system: System, stimuli: Stimulus, *, differentiable: bool = Fa
     rows = _rows(stimuli)
     with _own_randomness():
         start = system.start((rows,), generator(0, "check", "start"))
-        system.respond(start, stimuli, generator(0, "check", 0))
     _require(
         _equal_states(start, system.start((rows,), generator(0, "check", "start"))), "same shape and seed, same start"
     )
     _require(all(t.shape[:1] == (rows,) for t in start.values()), "every tensor of the state begins with the batch")
     kept = {name: tensor.clone() for name, tensor in start.items()}
-    first, after = system.respond(start, stimuli, generator(0, "check", 0))
+    with _own_randomness():
+        first, after = system.respond(start, stimuli, generator(0, "check", 0))
+    _require(_finite_response(first), "responses stay finite over windows (window 1)")
     again, after_again = system.respond(start, stimuli, generator(0, "check", 0))
     _require(_equal_states(kept, start), "a state handed in is not changed")
     _require(_equal_responses(first, again), "same state, stimulus and seed, same response")
     _require(_equal_states(after, after_again), "same state, stimulus and seed, same state after")
-    _require(first.batch_shape == stimuli.batch_shape, "batch shape is kept")
-    _require(
-        [c.name for c in first.montage.channels] == [c.name for c in system.montage.channels],
-        "responses carry the system's channels",
-    )
-    if system.window_s > 0:
-        samples = round(system.window_s * first.rate_hz)
-        _require(first.signal_uv.shape[-1] == samples, f"a window holds window_s * rate_hz = {samples} samples")
-    _require(_finite_response(first), "responses stay finite over windows (window 1)")
-    _require({*after} == {*start}, "the state keeps its names")
-    _require(all(after[n].shape == start[n].shape for n in start), "the state keeps its shapes")
+    _check_shapes(system, start, stimuli, first, after)
     _require(
         _refuses_shape(lambda: system.respond(start, stimuli[:1], generator(0, "check", 0))),
         "a stimulus whose batch is not the state's is refused with a ShapeError",
@@ -78,6 +69,19 @@ def check_system(system: System, stimuli: Stimulus, *, differentiable: bool = Fa
     _check_windows(system, after, stimuli)
     if differentiable:
         _check_gradient(system, start, stimuli)
+
+
+def _check_shapes(system: System, start: State, stimuli: Stimulus, first: Response, after: State) -> None:
+    _require(first.batch_shape == stimuli.batch_shape, "batch shape is kept")
+    _require(
+        [c.name for c in first.montage.channels] == [c.name for c in system.montage.channels],
+        "responses carry the system's channels",
+    )
+    if system.window_s > 0:
+        samples = round(system.window_s * first.rate_hz)
+        _require(first.signal_uv.shape[-1] == samples, f"a window holds window_s * rate_hz = {samples} samples")
+    _require({*after} == {*start}, "the state keeps its names")
+    _require(all(after[n].shape == start[n].shape for n in start), "the state keeps its shapes")
 
 
 def _check_batching(system: System, start: State, stimuli: Stimulus, batched: Response) -> None:
@@ -130,6 +134,7 @@ def check_forecaster(
         with _own_randomness():
             forecast = forecaster.forecast(context, stimuli)
             forecast.rsample(1, generator(1, "check"))
+        _require(bool(torch.isfinite(forecast.mean).all()), "the mean is finite")
         _require(torch.equal(forecast.mean, forecaster.forecast(context, stimuli).mean), "same question, same forecast")
         _check_forecast(forecast, stimuli)
         alone = forecaster.forecast(context[1:2], stimuli[1:2])
@@ -167,7 +172,6 @@ def _check_forecast(forecast: Forecast, stimuli: Stimulus) -> None:
     shape = forecast.mean.shape
     _require(shape[:-2] == stimuli.batch_shape, "the mean has the batch of the stimuli")
     _require(forecast.template.batch_shape == stimuli.batch_shape, "the template has the batch of the stimuli")
-    _require(bool(torch.isfinite(forecast.mean).all()), "the mean is finite")
     draws = forecast.rsample(4, generator(1, "check"))
     _require(draws.shape == (4, *shape), "rsample prepends a sample axis and keeps the rest")
     _require(
@@ -254,8 +258,8 @@ def check_objective(objective: Objective, response: Response, stimulus: Stimulus
     _require(score.shape == stimulus.batch_shape, "one score per trial")
     _require(bool(torch.isfinite(score).all()), "scores are finite")
     _require(torch.equal(score, objective(response, stimulus)), "same trial, same score")
-    alone = objective(response[1:2], stimulus[1:2])
-    _require(_close(alone[0], score[1]), "rows of a batch do not see each other")
+    alone = torch.cat([objective(response[i : i + 1], stimulus[i : i + 1]) for i in range(rows)])
+    _require(_close(alone, score), "rows of a batch do not see each other")
     drawn = map_tensors(response, lambda tensor: torch.stack([tensor, tensor]))
     many = objective(drawn, stimulus)
     _require(_broadcast(many, (2, rows)), "a response may carry leading axes that a stimulus lacks")

@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from stimopt.forecaster import Context, Forecaster, Trials
+from stimopt.history import History, empty_history
+from stimopt.landscape import calibrate
 from stimopt.models import (
     ImaginedSystem,
     fit_arx,
@@ -22,6 +26,7 @@ from stimopt.models import (
     fit_persistence,
     fit_state_space,
 )
+from stimopt.objective import BandPower, Charge, EvokedAmplitude, LineLength, Objective, Outcome, WeightedSum
 from stimopt.policies import (
     BayesianPolicy,
     ConstantPolicy,
@@ -31,16 +36,11 @@ from stimopt.policies import (
     RandomPolicy,
     SobolPolicy,
 )
-from stimopt.simulators import Twin, jansen_rit_patient, linear_patient
-
-from stimopt.forecaster import Context, Forecaster, Trials
-from stimopt.history import History, empty_history
-from stimopt.landscape import calibrate
-from stimopt.objective import BandPower, Charge, EvokedAmplitude, LineLength, Objective, Outcome, WeightedSum
 from stimopt.replay import ReplaySystem
 from stimopt.response import Response
 from stimopt.safety import Envelope
 from stimopt.safety_profiles import PROFILES
+from stimopt.simulators import Twin, jansen_rit_patient, linear_patient
 from stimopt.space import Parameter, StimulationSpace, contact_site
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 from stimopt.system import System

@@ -6,7 +6,6 @@ import math
 import pytest
 import torch
 from linear_truth import linear_truth
-from stimopt.models import ArxForecaster, fit_arx, fit_no_effect
 
 from stimopt.checkpoint import (
     checkpoint_card,
@@ -18,6 +17,7 @@ from stimopt.checkpoint import (
     space_to_dict,
 )  # fmt: skip
 from stimopt.errors import CheckpointError
+from stimopt.models import ArxForecaster, fit_arx, fit_no_effect
 from stimopt.montage import NO_MONTAGE, Contact, monopolar
 from stimopt.space import Parameter, StimulationSpace
 from stimopt.stimulus import table_stimulus

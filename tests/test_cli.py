@@ -62,7 +62,11 @@ def test_a_refusal_is_one_line_on_standard_error_with_exit_code_2(tmp_path):
         ("frequency_hz: {kind", "frequency: {kind", "space.frequency"),
         ("band_hz: [8, 30]", "band_hz: [8, 30], channels: [Q]", "'Q' is not in the montage"),
         ("{profile: mapping-50hz-seeg}", "{profile: mapping-50hz-seeg, forbidden: [Q1]}", "'Q1' is not in the montage"),
-        ("{profile: mapping-50hz-seeg}", "{profile: mapping-50hz-seeg, limits: {contact_current_ma: 99}}", "would loosen it"),
+        (
+            "{profile: mapping-50hz-seeg}",
+            "{profile: mapping-50hz-seeg, limits: {contact_current_ma: 99}}",
+            "would loosen it",
+        ),
         ("{name: sobol}", "{name: gradient}", "needs a forecaster"),
     ],
 )
@@ -81,7 +85,9 @@ def test_a_search_writes_its_run_and_its_page(tmp_path):
     result = json.loads(printed)
     assert code == 0
     assert result["trials"] == 8
-    assert {"experiment.yaml", "run.json", "trials.sqlite", "responses.zarr", "report.html"} <= {p.name for p in out.iterdir()}
+    assert {"experiment.yaml", "run.json", "trials.sqlite", "responses.zarr", "report.html"} <= {
+        p.name for p in out.iterdir()
+    }
     assert run("search", path, "--out", out)[2].startswith(f"{out} exists")
     assert run("search", path, "--out", out, "--resume", "--json")[0] == 0
     other = written(tmp_path, EXPERIMENT.replace("seed: 4", "seed: 5"), "other.yaml")
@@ -142,7 +148,8 @@ def test_a_truncated_recording_is_one_sentence(tmp_path):
 
 def test_a_trial_table_with_a_missing_number_is_refused(tmp_path):
     written(tmp_path, "dose,gain\n1,2\n2,\n1,3\n2,4\n", "table.csv")
-    card = "name: mine\nfile: table.csv\nparameters: {dose: {unit: a.u., kind: ordinal}}\noutcomes: {gain: {better: higher}}\n"
+    card = "name: mine\nfile: table.csv\nparameters: {dose: {unit: a.u., kind: ordinal}}\n"
+    card += "outcomes: {gain: {better: higher}}\n"
     code, _, said = run("replay", written(tmp_path, card, "dataset.yaml"), "--policy", "random", "--trials", "2")
     assert code == 2
     assert "gain" in said

@@ -7,9 +7,6 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 import pytest
-import stimopt.models
-import stimopt.policies
-import stimopt.simulators
 import torch
 from instances import (
     FORECASTERS,
@@ -26,14 +23,17 @@ from instances import (
     trials,
     windows,
 )
-from stimopt.simulators import Dynamics, Network, Twin
 
+import stimopt.models
 import stimopt.objective
+import stimopt.policies
+import stimopt.simulators
 from stimopt import plugins
 from stimopt.checkpoint import Saveable, load_checkpoint, save_checkpoint
 from stimopt.forecaster import Forecaster
 from stimopt.objective import Objective
 from stimopt.policy import Policy
+from stimopt.simulators import Dynamics, Network, Twin
 from stimopt.system import System
 from stimopt.testing import check_forecaster, check_objective, check_policy, check_system
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, pulses_per_sample, silent_rows
-from stimopt.models import fit_arx, fit_mean_evoked, fit_no_effect, fit_persistence, fit_state_space
 
 from stimopt.forecaster import Context, Trials
+from stimopt.models import fit_arx, fit_mean_evoked, fit_no_effect, fit_persistence, fit_state_space
 from stimopt.response import Response
 from stimopt.skill import held_out_skill
 from stimopt.stimulus import no_stimulus

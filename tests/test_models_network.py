@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, silent_rows
+
+from stimopt.errors import DataError, ShapeError, SpaceError
+from stimopt.forecaster import Context, GaussianForecast, Trials
 from stimopt.models import (
     ArxForecaster,
     GaussianProcessForecaster,
@@ -22,9 +25,6 @@ from stimopt.models import (
     fit_state_space,
 )  # fmt: skip
 from stimopt.models.ieeg_network import place_features, stimulus_features
-
-from stimopt.errors import DataError, ShapeError, SpaceError
-from stimopt.forecaster import Context, GaussianForecast, Trials
 from stimopt.montage import Contact, monopolar
 from stimopt.response import Response
 from stimopt.skill import crps, held_out_skill, split_trials

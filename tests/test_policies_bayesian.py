@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stimopt.policies import BayesianPolicy, RandomPolicy
 
 from stimopt.errors import ConfigError, EnvelopeError, RunError, ShapeError
 from stimopt.history import History, empty_history
 from stimopt.montage import Contact, monopolar
+from stimopt.policies import BayesianPolicy, RandomPolicy
 from stimopt.safety import Envelope, Limit
 from stimopt.space import Parameter, StimulationSpace
 from stimopt.stimulus import no_stimulus, pulse_train, table_stimulus

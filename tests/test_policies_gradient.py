@@ -4,13 +4,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from stimopt.policies import GradientPolicy
 
 from stimopt.errors import ConfigError, EnvelopeError, RunError, ShapeError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast
 from stimopt.history import History, empty_history
 from stimopt.montage import Contact, Montage, monopolar
 from stimopt.objective import EvokedAmplitude, Objective
+from stimopt.policies import GradientPolicy
 from stimopt.response import Response
 from stimopt.safety import Envelope, Limit
 from stimopt.space import Parameter, StimulationSpace

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stimopt.policies import ConstantPolicy, GridPolicy, NoStimulationPolicy, RandomPolicy, SobolPolicy
 
 from stimopt.errors import ConfigError, EnvelopeError, SpaceError
 from stimopt.history import History, empty_history
 from stimopt.montage import Contact, monopolar
+from stimopt.policies import ConstantPolicy, GridPolicy, NoStimulationPolicy, RandomPolicy, SobolPolicy
 from stimopt.safety import Envelope, Limit
 from stimopt.space import Parameter, StimulationSpace
 from stimopt.stimulus import pulse_train, table_stimulus

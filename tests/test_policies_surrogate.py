@@ -4,6 +4,8 @@ import pytest
 import torch
 from botorch.models import SingleTaskGP
 from gpytorch.kernels import MaternKernel, ScaleKernel
+
+from stimopt.montage import Contact, monopolar
 from stimopt.policies.improvement import botorch_model, log_noisy_improvement
 from stimopt.policies.surrogate import (
     _negative_log_posterior,
@@ -13,8 +15,6 @@ from stimopt.policies.surrogate import (
     columns_of,
     fit_surrogate,
 )
-
-from stimopt.montage import Contact, monopolar
 from stimopt.space import Parameter, StimulationSpace
 from stimopt.stimulus import table_stimulus
 from stimopt.tensors import generator

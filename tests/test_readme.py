@@ -89,7 +89,7 @@ def test_the_pages_name_commands_and_paths_at_all():
 def parse(words):
     """Hold a command line to the commands and options that there are, without running it."""
     group = typer.main.get_command(cli.app)
-    assert words and words[0] in group.commands, f"there is no command {words[:1]}"
+    assert words[0] in group.commands, f"there is no command {words[:1]}"
     command = group.commands[words[0]]
     try:
         command.make_context(words[0], list(words[1:]))

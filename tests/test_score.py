@@ -5,10 +5,10 @@ import torch
 from botorch.acquisition.logei import qLogNoisyExpectedImprovement
 from botorch.sampling.index_sampler import IndexSampler
 from linear_truth import RATE_HZ, linear_truth
-from stimopt.models import ImaginedSystem, ScoreModel, fit_arx, fit_gaussian_process, fit_ieeg_network, fit_state_space
 
 from stimopt.errors import ShapeError
 from stimopt.forecaster import Context
+from stimopt.models import ImaginedSystem, ScoreModel, fit_arx, fit_gaussian_process, fit_ieeg_network, fit_state_space
 from stimopt.objective import BandPower, Charge, EvokedAmplitude, WeightedSum
 from stimopt.stimulus import no_stimulus
 from stimopt.system import sliced

@@ -131,3 +131,11 @@ def test_a_live_session_keeps_the_time_of_its_clock():
     run.ask()
     run.tell(score=1.0)
     assert run.history.times_s.tolist() == [100.0]
+
+
+def test_a_score_alone_does_not_slip_past_the_stop_rule():
+    run = session(stop_rule=lambda response, stimulus: "")
+    run.ask()
+    with pytest.raises(RunError, match="stop rule"):
+        run.tell(score=1.0)
+    assert run.tell(score=1.0, without_stop_rule=True) == 1.0

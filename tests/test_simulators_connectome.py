@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+
+from stimopt.errors import ConfigError, DataError, ShapeError
 from stimopt.simulators import (
     Connectome,
     JansenRit,
@@ -12,8 +14,6 @@ from stimopt.simulators import (
     read_connectome,
     two_shafts,
 )
-
-from stimopt.errors import ConfigError, DataError, ShapeError
 from stimopt.tensors import generator
 
 

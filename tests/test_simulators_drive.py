@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stimopt.simulators import distance_sensing, point_source_drive, point_source_potential
 
 from stimopt.errors import MontageError
 from stimopt.montage import Contact, monopolar
+from stimopt.simulators import distance_sensing, point_source_drive, point_source_potential
 from stimopt.stimulus import no_stimulus, pulse_train
 from stimopt.tensors import generator, row_keys
 

@@ -5,6 +5,7 @@ from functools import cache, partial
 
 import pytest
 import torch
+
 from stimopt.simulators import JansenRit, LinearOscillator, Network, euler, heun, rk4, stage_drive
 
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stimopt.simulators import JansenRit, jansen_rit_patient, rk4
 
+from stimopt.simulators import JansenRit, jansen_rit_patient, rk4
 from stimopt.stimulus import pulse_train
 from stimopt.tensors import generator
 

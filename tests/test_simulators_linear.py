@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from stimopt.errors import ShapeError
 from stimopt.simulators import (
     JansenRit,
     LinearOscillator,
@@ -15,8 +17,6 @@ from stimopt.simulators import (
     stage_drive,
     system_matrices,
 )
-
-from stimopt.errors import ShapeError
 from stimopt.stimulus import no_stimulus, pulse_train
 from stimopt.tensors import generator
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from stimopt.simulators import Twin, jansen_rit_patient, linear_patient
 
 from stimopt.errors import ConfigError, ContractError, MontageError, ShapeError, StimulusError
 from stimopt.montage import Contact, monopolar
 from stimopt.objective import BandPower
+from stimopt.simulators import Twin, jansen_rit_patient, linear_patient
 from stimopt.stimulus import Sensory, Stimulus, no_stimulus, pulse_train
 from stimopt.system import State, System, sliced
 from stimopt.tensors import concatenate, generator, map_tensors

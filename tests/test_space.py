@@ -18,7 +18,8 @@ def parameters():
     bounds = st.tuples(st.floats(0.1, 5), st.floats(5.5, 9))
     return st.fixed_dictionaries(
         {"contacts": st.sampled_from(["site", "categorical", None]), "amplitude_ma": bounds, "width": st.booleans(),
-         "frequency": st.sampled_from(["log", "continuous", "ordinal", None]), "pulses": st.sampled_from(["integer", "duration", None])}
+         "frequency": st.sampled_from(["log", "continuous", "ordinal", None]),
+         "pulses": st.sampled_from(["integer", None])}
     )  # fmt: skip
 
 
@@ -110,7 +111,8 @@ def test_a_discrete_space_lists_every_point_once():
 def test_the_features_of_a_trial_table_are_parameters():
     template = table_stimulus(monopolar([]), torch.zeros(2, dtype=torch.float64), ("dose", "site"))
     space = StimulationSpace(
-        (Parameter("dose", "ordinal", choices=(0.0, 10.0)), Parameter("site", "site", choices=(1.0, 2.0, 3.0), coordinates=((0, 0), (1, 0), (0, 2)))),
+        (Parameter("dose", "ordinal", choices=(0.0, 10.0)),
+         Parameter("site", "site", choices=(1.0, 2.0, 3.0), coordinates=((0, 0), (1, 0), (0, 2)))),
         template,
     )  # fmt: skip
     assert space.dimension == 3

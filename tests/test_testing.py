@@ -52,7 +52,7 @@ class Leaky(System):
         if self.breaks == "start":
             keys = torch.randint(0, 2**40, tuple(batch_shape), generator=torch.Generator().manual_seed(len(self.calls)))
             self.calls.append(1)
-        level = torch.zeros(*batch_shape, dtype=torch.float64)
+        level = torch.zeros(tuple(batch_shape), dtype=torch.float64)
         state = {"level": level, "key": keys, "windows": torch.zeros_like(keys)}
         return {**state, "shared": torch.zeros(7)} if self.breaks == "batchless" else state
 
@@ -249,10 +249,10 @@ def test_a_forecaster_that_breaks_a_clause_is_caught(breaks, clause, kept_genera
 @pytest.fixture
 def kept_generator():
     """Global generators as they were, for offenders that change them."""
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002
     yield
     torch.set_rng_state(before)
-    np.random.set_state(numpy_before)
+    np.random.set_state(numpy_before)  # noqa: NPY002
 
 
 # --- policies ----------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ class Even(Policy):
         if self.breaks == "global torch":
             share = torch.rand((), dtype=torch.float64)
         if self.breaks == "global numpy":
-            share = torch.tensor(np.random.rand())
+            share = torch.tensor(np.random.rand())  # noqa: NPY002
         if self.breaks == "remembers":
             self.calls.append(1)
             share = 0.99 * share + 0.001 * len(self.calls)
