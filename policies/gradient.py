@@ -29,7 +29,16 @@ from stimopt.space import StimulationSpace
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import generator as named_generator
 
-from .candidates import allowed, located, neighbours, projected, reachable_points, sobol_points, uniform_points
+from .candidates import (
+    allowed,
+    deliverable,
+    located,
+    neighbours,
+    projected,
+    reachable_points,
+    sobol_points,
+    uniform_points,
+)
 from .surrogate import fit_surrogate
 
 _TRUST_SD = 0.5  # prior doubt about the forecaster's slope: useless (-1) is two of these away
@@ -165,7 +174,8 @@ class GradientPolicy(Policy):
     def _forecasts(self) -> Float[Tensor, " point"]:
         """The forecaster's scores over the space: their centre and spread."""
         with torch.no_grad():
-            return self.forecast_score(sobol_points(self.space, 2 * _BLOCK, self.seed))
+            points = sobol_points(self.space, 16 * _BLOCK, self.seed)  # more than needed: some may be undeliverable
+            return self.forecast_score(points[deliverable(self.space, points)][: 2 * _BLOCK])
 
     def _survey(self, tried: Tensor, history: History, generator: torch.Generator) -> Float[Tensor, "point dimension"]:
         """Allowed points to start from: spread out, or the whole of a short list, and around the last trials.

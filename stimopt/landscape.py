@@ -103,6 +103,8 @@ def dense_search(
         near = _around(unit[score.topk(min(8, len(score))).indices], points // 4, 0.12 / 2**turn, seed + turn + 1)
         near = space.snap(near)
         near = near[envelope.allowed(space.stimulus(near))]
+        if not len(near):  # a narrow region, and every step left it
+            continue
         found = repeated_scores(system, objective, space.stimulus(near), repeats=repeats, seed=seed).mean(0)
         unit, score = torch.cat([unit, near]), torch.cat([score, found])
     silent = no_stimulus(space.template.montage, (1,))

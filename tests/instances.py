@@ -148,7 +148,7 @@ def table() -> TrialTable:
 PARTS = (space, envelope, trials, at_rest, arx, evoked, setting, table)
 
 SYSTEMS = (
-    smooth(jansen_rit_patient, **SMALL),
+    smooth(jansen_rit_patient, **{**SMALL, "window_s": 0.1}),
     smooth(linear_patient, **SMALL),
     smooth(ImaginedSystem, arx, at_rest),
     plain(ReplaySystem, table, "gain"),

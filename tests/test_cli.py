@@ -1,9 +1,9 @@
 """The command line as a person meets it: one sentence and exit code 2 on mistakes, nothing left behind."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 from experiments import EXPERIMENT, LIVE, STUDY
@@ -32,9 +32,11 @@ def written(tmp_path, text, name="file.yaml"):
 def test_help_answers_at_once():
     seconds = []
     for _ in range(3):
-        before = time.perf_counter()
+        before = os.times()
         asked = subprocess.run([sys.executable, "-m", "stimopt", "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - before)
+        after = os.times()  # processor time of the child: other tests run beside this one
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        seconds.append(spent)
     assert "demo" in asked.stdout
     assert min(seconds) < 0.5
 

@@ -60,7 +60,7 @@ def test_what_says_that_it_is_not_differentiable_is_listed_so(instance):
 
 
 @pytest.mark.parametrize("instance", POLICIES, ids=name_of)
-@pytest.mark.parametrize("told", [0, 1, 6])
+@pytest.mark.parametrize("told", [0, 6])
 def test_every_policy_keeps_the_contract(instance, told):
     check_policy(instance.made, space(), envelope(), searched(told), seeds=2)
 

@@ -137,10 +137,10 @@ def test_256_stimuli_are_forecast_in_time_for_a_search(name, truth, trials, fitt
     stimuli = truth.random_stimuli(256, 4)
     spans = []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin = time.process_time()
         with torch.no_grad():
             fitted[name].forecast(trials.context[:1], stimuli)
-        spans.append(time.perf_counter() - begin)
+        spans.append(time.process_time() - begin)
     assert min(spans) < 0.6  # 0.2 s on a free core; three times that on a busy one
 
 

@@ -368,6 +368,23 @@ def test_what_a_policy_that_knows_the_envelope_proposes_the_envelope_allows(seed
         history = history.with_trial(stimulus, float(number % 2), number * now.interval_s, None)
 
 
+@pytest.mark.parametrize("name", sorted({*POLICIES} - {"wild"}))
+def test_corners_of_a_space_that_no_device_could_deliver_stop_no_policy(name):
+    montage = monopolar([Contact(f"C{i}", area_cm2=0.08) for i in range(2)])
+    knobs = (
+        Parameter("amplitude_ma", "continuous", 0.1, 1.0),
+        Parameter("pulse_width_us", "categorical", choices=(100.0, 1000.0, 2000.0)),
+        Parameter("frequency_hz", "log", 5.0, 400.0),
+        Parameter("pulses", "integer", 1, 4),
+    )
+    space = StimulationSpace(knobs, pulse_train(montage, "C0-C1", amplitude_ma=0.1))
+    now = Situation(PROFILES["rns"], space, 5.0, 3)
+    spy = spy_of(now)
+    session_of(now, POLICIES[name](now)).run(spy, 5)
+    assert spy.offences == []
+    assert spy.driven == (0 if name == "no stimulation" else 5)
+
+
 @given(seed=SEEDS, rate=st.floats(0.01, 3.0))
 @settings(max_examples=8, deadline=None)
 def test_no_projected_gradient_step_leaves_the_envelope(seed, rate):
@@ -478,6 +495,19 @@ def test_the_dense_search_of_a_twin_stays_inside(seed):
     spy = spy_of(now)
     with suppress(EnvelopeError, StimulusError):
         dense_search(spy, now.space, now.envelope, Charge(), points=32, repeats=2, seed=seed, rounds=1)
+    assert spy.offences == []
+
+
+def test_a_dense_search_ends_where_every_step_around_the_best_leaves_the_envelope():
+    montage = monopolar([Contact(f"C{i}", area_cm2=0.08) for i in range(2)])
+    knob = Parameter("pulse_width_us", "continuous", 1.0, 100_000.0)  # of which 40 to 1000 us are allowed
+    space = StimulationSpace((knob,), pulse_train(montage, "C0-C1", amplitude_ma=0.1))
+    spy, alone = Spy(PROFILES["rns"], space.template, 5.0), 0
+    for seed in range(12):
+        with suppress(EnvelopeError):
+            found = dense_search(spy, space, PROFILES["rns"], Charge(), points=64, repeats=2, seed=seed, rounds=1)
+            alone += len(found.unit) == 1
+    assert alone
     assert spy.offences == []
 
 
