@@ -98,7 +98,7 @@ def dense_search(
             f"the envelope {envelope.name!r} forbids all {points} points of this space; tighten the bounds."
         )
     runs = repeated_scores(system, objective, space.stimulus(unit), repeats=repeats, seed=seed)
-    trial_sd, score = float(runs.std(0).median()), runs.mean(0)
+    trial_sd, score = float(runs.std(0).median()) if repeats > 1 else math.nan, runs.mean(0)
     for turn in range(rounds):
         near = _around(unit[score.topk(min(8, len(score))).indices], points // 4, 0.12 / 2**turn, seed + turn + 1)
         near = space.snap(near)
