@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stimopt.checkpoint import montage_from_dict, montage_to_dict
 from stimopt.errors import DataError, ShapeError
 from stimopt.forecaster import Context, Forecaster, Trials
-from stimopt.montage import Montage
+from stimopt.montage import Montage, montage_from_dict, montage_to_dict
 from stimopt.response import Response
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import map_tensors, require_finite

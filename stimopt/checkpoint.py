@@ -8,7 +8,6 @@ sha256 that the config states.
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -26,7 +25,7 @@ from torch import Tensor
 from . import __version__
 from .errors import CheckpointError
 from .forecaster import Forecaster
-from .montage import NOWHERE_MM, Channel, Contact, Montage
+from .montage import montage_from_dict, montage_to_dict, nan_for_none, none_for_nan
 from .space import Parameter, StimulationSpace
 from .stimulus import Sensory, Stimulus
 
@@ -159,29 +158,10 @@ def _readme(kind: str, card: Mapping[str, str]) -> str:
     return head + "".join(f"\n## {heading}\n{text}\n" for heading, text in card.items() if heading != "Model")
 
 
-def montage_to_dict(montage: Montage) -> dict[str, Any]:
-    """A montage as plain values; unknown places and areas become None."""
-    contacts = [
-        {**asdict(c), "position_mm": [_plain(x) for x in c.position_mm], "area_cm2": _plain(c.area_cm2)}
-        for c in montage.contacts
-    ]
-    channels = [[c.name, c.plus, c.minus] for c in montage.channels]
-    return {"frame": montage.frame, "contacts": contacts, "channels": channels}
-
-
-def montage_from_dict(plain: Mapping[str, Any]) -> Montage:
-    """The montage that `montage_to_dict` wrote."""
-    contacts = [
-        Contact(**{**c, "position_mm": _place(c["position_mm"]), "area_cm2": _number(c["area_cm2"])})
-        for c in plain["contacts"]
-    ]
-    return Montage(tuple(contacts), tuple(Channel(*c) for c in plain["channels"]), plain["frame"])
-
-
 def space_to_dict(space: StimulationSpace) -> dict[str, Any]:
     """A stimulation space with its template, as plain values."""
     parameters = [
-        {**asdict(p), "low": _plain(p.low), "high": _plain(p.high)} for p in space.parameters
+        {**asdict(p), "low": none_for_nan(p.low), "high": none_for_nan(p.high)} for p in space.parameters
     ]  # fmt: skip
     template, sensory = _numbers(space.template), space.template.sensory
     if sensory is not None:
@@ -205,8 +185,10 @@ def space_from_dict(plain: Mapping[str, Any]) -> StimulationSpace:
     tensors = {name: _tensor(value) for name, value in numbers.items()}
     template = Stimulus(montage=montage_from_dict(plain["montage"]), sensory=sensory, **tensors)
     parameters = [
-        Parameter(**{**p, "low": _number(p["low"]), "high": _number(p["high"]), "choices": tuple(p["choices"]),
-                     "coordinates": tuple(tuple(point) for point in p["coordinates"])})
+        Parameter(**{
+            **p, "low": nan_for_none(p["low"]), "high": nan_for_none(p["high"]), "choices": tuple(p["choices"]),
+            "coordinates": tuple(tuple(point) for point in p["coordinates"]),
+        })
         for p in plain["parameters"]
     ]  # fmt: skip
     return StimulationSpace(tuple(parameters), template, plain["duration_s"])
@@ -265,18 +247,3 @@ def _numbers(noun: Stimulus | Sensory) -> dict[str, Any]:
 
 def _tensor(value: Any) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
-
-
-def _plain(value: float) -> float | None:
-    return None if math.isnan(value) else value
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _place(values: list[float | None]) -> tuple[float, float, float]:
-    if None in values:
-        return NOWHERE_MM
-    x, y, z = (_number(v) for v in values)
-    return (x, y, z)

@@ -8,8 +8,8 @@ the coordinate frame, and never rescales places: 1 mm is 1 mm in every patient.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -161,3 +161,39 @@ def monopolar(contacts: Sequence[Contact], frame: str = "unknown") -> Montage:
 
 
 NO_MONTAGE = Montage((), (), "none")  # for tables of scores, where neither contacts nor signals were kept
+
+
+def montage_to_dict(montage: Montage) -> dict[str, Any]:
+    """A montage as plain values; unknown places and areas become None."""
+    contacts = [
+        {**asdict(c), "position_mm": [none_for_nan(x) for x in c.position_mm], "area_cm2": none_for_nan(c.area_cm2)}
+        for c in montage.contacts
+    ]
+    channels = [[c.name, c.plus, c.minus] for c in montage.channels]
+    return {"frame": montage.frame, "contacts": contacts, "channels": channels}
+
+
+def montage_from_dict(plain: Mapping[str, Any]) -> Montage:
+    """The montage that `montage_to_dict` wrote."""
+    contacts = [
+        Contact(**{**c, "position_mm": _place(c["position_mm"]), "area_cm2": nan_for_none(c["area_cm2"])})
+        for c in plain["contacts"]
+    ]
+    return Montage(tuple(contacts), tuple(Channel(*c) for c in plain["channels"]), plain["frame"])
+
+
+def none_for_nan(value: float) -> float | None:
+    """A number as JSON can hold it: None where it is not known."""
+    return None if math.isnan(value) else value
+
+
+def nan_for_none(value: float | None) -> float:
+    """What `none_for_nan` wrote."""
+    return math.nan if value is None else value
+
+
+def _place(values: Sequence[float | None]) -> tuple[float, float, float]:
+    if None in values:
+        return NOWHERE_MM
+    x, y, z = (nan_for_none(value) for value in values)
+    return (x, y, z)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import DataError, ShapeError
 from .forecaster import Context, Trials
-from .montage import Channel, Contact, Montage
+from .montage import Montage, montage_from_dict, montage_to_dict
 from .netcdf import read_netcdf, write_netcdf
 from .response import Response
 from .stimulus import Sensory, Stimulus
@@ -149,8 +149,12 @@ class Recording:
             "amplitude_ma": (("trial", "contact"), self.stimuli.amplitude_ma),
         }
         arrays |= {f"stimulus_{name}": (("trial",), getattr(self.stimuli, name)) for name in _TRAIN}
-        attributes = {"schema": SCHEMA, "rate_hz": float(self.rate_hz), "montage": json.dumps(_plain(self.montage)),
-                      "metadata": json.dumps(dict(self.metadata))}  # fmt: skip
+        attributes = {
+            "schema": SCHEMA,
+            "rate_hz": float(self.rate_hz),
+            "montage": json.dumps(montage_to_dict(self.montage)),
+            "metadata": json.dumps(dict(self.metadata)),
+        }
         sensory = self.stimuli.sensory
         if sensory is not None:
             arrays |= {f"sensory_{name}": (("trial",), getattr(sensory, name)) for name in _SENSORY}
@@ -176,7 +180,7 @@ def from_dataset(data: xr.Dataset) -> Recording:
     if missing:
         raise DataError(f"this is no stimopt recording: {', '.join(missing)} missing; write it with write_recording.")
     try:
-        montage = _montage(json.loads(data.attrs["montage"]))
+        montage = montage_from_dict(json.loads(data.attrs["montage"]))
         tensors = {str(name): torch.from_numpy(np.array(data[name].values)) for name in data.data_vars}
         train = {name: tensors[f"stimulus_{name}"] for name in _TRAIN}
         stimuli = Stimulus(montage, tensors["amplitude_ma"], **train, sensory=_sensory(data, tensors))
@@ -261,19 +265,3 @@ def _sensory(data: xr.Dataset, tensors: Mapping[str, Tensor]) -> Sensory | None:
     return Sensory(
         words["modality"], **numbers, features=tensors["sensory_features"], feature_names=tuple(words["feature_names"])
     )
-
-
-def _plain(montage: Montage) -> dict[str, Any]:
-    contacts = [[c.name, list(c.position_mm), c.area_cm2, c.kind, c.shaft] for c in montage.contacts]
-    return {
-        "frame": montage.frame,
-        "contacts": contacts,
-        "channels": [[c.name, c.plus, c.minus] for c in montage.channels],
-    }
-
-
-def _montage(plain: Mapping[str, Any]) -> Montage:
-    contacts = tuple(
-        Contact(name, tuple(place), area, kind, shaft) for name, place, area, kind, shaft in plain["contacts"]
-    )
-    return Montage(contacts, tuple(Channel(*channel) for channel in plain["channels"]), plain["frame"])

@@ -10,15 +10,13 @@ from linear_truth import linear_truth
 from stimopt.checkpoint import (
     checkpoint_card,
     load_checkpoint,
-    montage_from_dict,
-    montage_to_dict,
     save_checkpoint,
     space_from_dict,
     space_to_dict,
 )  # fmt: skip
 from stimopt.errors import CheckpointError
 from stimopt.models import ArxForecaster, fit_arx, fit_no_effect
-from stimopt.montage import NO_MONTAGE, Contact, monopolar
+from stimopt.montage import NO_MONTAGE, Contact, monopolar, montage_from_dict, montage_to_dict
 from stimopt.space import Parameter, StimulationSpace
 from stimopt.stimulus import table_stimulus
 
