@@ -35,7 +35,7 @@ from .session import Session
 from .statistics import Interval, bootstrap_interval
 from .stimulus import no_stimulus
 from .study import violations
-from .tensors import concatenate, generator, map_tensors, stream_seed
+from .tensors import concatenate, generator, map_tensors, one_thread, stream_seed
 
 POLICIES = ("sobol", "bayesian", "gradient")
 OPTIONS = {
@@ -59,7 +59,7 @@ class Size:
     network_steps: int
 
 
-FULL = Size(calibration=100, trials=24, seeds=3, truth_points=160, truth_repeats=6, replay_repeats=6, network_steps=300)
+FULL = Size(calibration=80, trials=20, seeds=2, truth_points=160, truth_repeats=6, replay_repeats=4, network_steps=240)
 QUICK = Size(calibration=40, trials=12, seeds=1, truth_points=64, truth_repeats=4, replay_repeats=2, network_steps=120)
 
 
@@ -109,9 +109,13 @@ def run_demo(
     Raises:
         RunError: If the folder exists.
     """
-    say = progress or (lambda _: None)
-    size, began = QUICK if quick else FULL, time.perf_counter()
     require_new(out)
+    with one_thread():
+        return _run(out, QUICK if quick else FULL, seed, progress or (lambda _: None))
+
+
+def _run(out: Path, size: Size, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    began = time.perf_counter()
     experiment = demo_experiment()
     setting = setting_of(experiment)
     say(f"recording {size.calibration} calibration trials of a simulated patient")

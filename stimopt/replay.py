@@ -34,7 +34,7 @@ from .space import StimulationSpace
 from .stimulus import Stimulus
 from .system import State, System
 from .tensors import generator as named_generator
-from .tensors import row_keys, row_noise, stream_seed
+from .tensors import one_thread, row_keys, row_noise, stream_seed
 from .trial_table import TrialTable
 
 TOLERANCE = 0.05  # share of the space; recorded values of listed parameters are met exactly
@@ -245,12 +245,8 @@ def _run_elsewhere(plan: _Plan, repeat: int) -> list[list[int]]:
 
 def _run_alone(plan: _Plan, repeat: int) -> Tensor:
     """One run on one thread, because sums over several threads round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return _run(plan, repeat)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(plan: _Plan, repeat: int) -> Tensor:

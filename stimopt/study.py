@@ -30,7 +30,7 @@ from .session import Session
 from .statistics import bootstrap_interval, paired_difference
 from .stimulus import Stimulus
 from .system import System
-from .tensors import concatenate, generator, map_tensors, stream_seed
+from .tensors import concatenate, generator, map_tensors, one_thread, stream_seed
 
 STUDY_FILE = "study.yaml"
 COMPARATORS = ("no-stimulation", "random", "best-constant")
@@ -161,22 +161,18 @@ def tabulate(runs: pd.DataFrame) -> pd.DataFrame:
 def _in_processes(stage: Iterable[tuple[Callable[..., None], tuple[Any, ...]]], workers: int) -> Iterator[None]:
     if workers <= 1:
         for work, arguments in stage:
-            _one_thread(work, arguments)
+            _alone(work, arguments)
             yield
         return
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_one_thread, work, arguments) for work, arguments in stage]):
+        for future in as_completed([pool.submit(_alone, work, arguments) for work, arguments in stage]):
             yield future.result()
 
 
-def _one_thread(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """Sums are rounded alike whatever the number of workers only if every run uses one thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+def _alone(work: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """One piece of work, on one thread, so that the table does not depend on the number of workers."""
+    with one_thread():
         work(*arguments)
-    finally:
-        torch.set_num_threads(before)
 
 
 def _study_seed(out: Path) -> int:
