@@ -20,6 +20,8 @@ app = typer.Typer(
     "Start with: stimopt demo --quick",
 )  # fmt: skip
 
+_SHOWN = 8  # numbers of a list that a person reads; scripts ask for --json
+
 Out = Annotated[Path, typer.Option("--out", help="Folder to create.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Names every random stream.")]  # noqa: UP045
@@ -266,6 +268,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
 def _plain(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, list) and len(value) > _SHOWN:
+        return f"{_plain(value[:3])} ... {_plain(value[-1])} ({len(value)} values; --json prints all)"
     if isinstance(value, list):
         return ", ".join(_plain(item) for item in value)
     if isinstance(value, dict):
