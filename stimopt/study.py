@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .assembly import Setting, fitted_model, policy_of, require_buildable, setting_of
+from .best_constant import best_constant
 from .config import Named, Study, read_study
 from .errors import RunError
 from .history import History, TrialStore
@@ -89,6 +89,7 @@ def run_study(out: Path, workers: int = 1, progress: Callable[[int, int], None] 
     jobs = [Job(name, p, s) for p in study.patients for s in range(study.seeds) for name in policy_names(study)]
     stages: list[list[tuple[Callable[..., None], tuple[Any, ...]]]] = [
         [(_write_landscape, (out, patient)) for patient in study.patients],
+        [(_write_constant, (out, patient)) for patient in study.patients],
         [(_write_run, (out, job)) for job in jobs],
     ]
     total, done = sum(map(len, stages)), 0
@@ -209,26 +210,23 @@ def read_landscape(out: Path, patient: int) -> Landscape:
     return Landscape(numbers[0], numbers[1], content["silence"], content["trial_sd"], LANDSCAPE_SEED)
 
 
-def best_constant(study: Study, out: Path, patient: int) -> Tensor:
-    """The setting with the best mean standardised truth over the other patients of the study.
+def _write_constant(out: Path, patient: int) -> None:
+    """The best constant setting for a patient, or the middle of its own space where nobody else can teach it."""
+    target = _constant_path(out, patient)
+    if target.exists():
+        return
+    study = read_study(out / STUDY_FILE)
+    own, own_landscape = setting_of(study, patient), read_landscape(out, patient)
+    others = [(setting_of(study, p), read_landscape(out, p)) for p in study.patients if p != patient]
+    plan = best_constant(own, others, repeats=study.truth_repeats, seed=LANDSCAPE_SEED) if others else None
+    if plan is None:
+        middle = int((own_landscape.unit - 0.5).square().sum(-1).argmin())
+        plan = own.space.describe(own_landscape.unit[middle])
+    write_atomically(target, json.dumps(plan))
 
-    The Sobol points are the same for every patient; refinements around a patient's own optimum are not shared,
-    and so are left out. With a single patient there is nobody else to learn from: the point nearest the middle.
-    """
-    others = [read_landscape(out, p) for p in study.patients if p != patient]
-    if not others:
-        own = read_landscape(out, patient).unit
-        return own[int((own - 0.5).square().sum(-1).argmin())]
-    gains = [_gain_by_point(landscape) for landscape in others]
-    shared = [point for point in gains[0] if all(point in gain for gain in gains)]
-    best = max(shared, key=lambda point: sum(gain[point] for gain in gains))
-    return torch.tensor(best, dtype=torch.float64)
 
-
-def _gain_by_point(landscape: Landscape) -> dict[tuple[float, ...], float]:
-    """Truth at each point, 0 at silence and 1 at the patient's optimum."""
-    gain = (landscape.score - landscape.silence) / (landscape.optimum - landscape.silence)
-    return {tuple(point): value for point, value in zip(landscape.unit.tolist(), gain.tolist(), strict=True)}
+def _constant_path(out: Path, patient: int) -> Path:
+    return out / "constants" / f"patient-{patient}.json"
 
 
 def _write_run(out: Path, job: Job) -> None:
@@ -250,7 +248,7 @@ def _write_run(out: Path, job: Job) -> None:
 
 def _policy(study: Study, setting: Setting, job: Job, out: Path, seed: int) -> Policy:
     if job.policy == "best-constant":
-        from_others = setting.space.describe(best_constant(study, out, job.patient))
+        from_others = json.loads(_constant_path(out, job.patient).read_text(encoding="utf-8"))
         return policy_of(Named.model_validate({"name": "constant", "setting": from_others}), setting, None, seed)
     named = next((p for p in study.policies if p.name == job.policy), Named(name=job.policy))
     needs_model = study.model is not None and job.policy not in COMPARATORS

@@ -19,7 +19,7 @@ interval_s: 10 s
 STUDY = """\
 name: first
 system: {name: linear}
-patients: [0, 1]
+patients: [0, 1, 2]
 stimulus: {pulse_width_us: 200, duration_s: 0.3, frequency_hz: 40}
 space:
   contacts: {choices: neighbours}

@@ -53,5 +53,5 @@ def test_a_file_that_is_missing_or_holds_no_keys_is_refused(tmp_path):
 
 
 def test_studies_and_live_experiments_are_read(tmp_path):
-    assert read_study(written(tmp_path, STUDY)).patients == [0, 1]
+    assert read_study(written(tmp_path, STUDY)).patients == [0, 1, 2]
     assert read_experiment(written(tmp_path, LIVE)).montage.contacts[2].name == "A3"

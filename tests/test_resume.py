@@ -81,4 +81,4 @@ def test_a_study_killed_and_resumed_gives_the_same_table_with_any_number_of_work
         subprocess.run(command, check=True, capture_output=True)
         tables.append((folder / "table.csv").read_text() + (folder / "runs.csv").read_text())
     assert tables[0] == tables[1] == tables[2]
-    assert tables[0].count("no-stimulation") == 1 + 2  # once in the table, once per patient and seed
+    assert tables[0].count("no-stimulation") == 1 + 3  # once in the table, once per patient and seed
