@@ -1,8 +1,8 @@
 """The best constant setting for a patient, chosen on other patients: what a clinic without a search would do.
 
 Every other patient's best settings are tried on all of them, by name ("A3-A4", 4 mA, 50 Hz),
-since places differ between patients. The one with the best mean gain is kept; a gain is
-0 at silence and 1 at that patient's optimum. The patient itself takes no part.
+since places differ between patients. The one with the best mean gain over silence is kept,
+in units of each patient's range of scores. The patient itself takes no part.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,4 +54,5 @@ def _gains(plans: Sequence[Plan], setting: Setting, landscape: Landscape, repeat
     unit = torch.stack([setting.space.encode(plan) for plan in plans])
     stimuli = setting.space.stimulus(unit)
     scores = repeated_scores(setting.system, setting.objective, stimuli, repeats=repeats, seed=seed).mean(0)
-    return (scores - landscape.silence) / (landscape.optimum - landscape.silence)
+    spread = float(landscape.score.max() - landscape.score.min())
+    return (scores - landscape.silence) / (spread or 1.0)

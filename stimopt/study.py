@@ -126,12 +126,13 @@ def judged_runs(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _judged(result: Mapping[str, Any], optimum: float) -> dict[str, Any]:
     recommended, silence = result["recommended"], result["silence"]
-    reach = [(score - silence) / (optimum - silence) for score in recommended]
+    high, higher = (silence + share * (optimum - silence) for share in (0.9, 0.95))
     return {
         **{key: result[key] for key in ("policy", "patient", "seed", "violations")},
         "regret": optimum - recommended[-1], "cumulative_regret": sum(optimum - score for score in result["tried"]),
-        "trials_to_90": _first([share >= 0.9 for share in reach]),
-        "trials_to_95": _first([share >= 0.95 for share in reach]), "gain_over_silence": recommended[-1] - silence,
+        "trials_to_90": _first([score >= high for score in recommended]),
+        "trials_to_95": _first([score >= higher for score in recommended]),
+        "gain_over_silence": recommended[-1] - silence,
     }  # fmt: skip
 
 

@@ -61,6 +61,13 @@ def test_regret_is_against_the_best_that_anybody_found():
     assert found.gain_over_silence.tolist() == pytest.approx([0.9, 2.0])
 
 
+def test_a_patient_whom_nothing_helps_is_judged_too():
+    silent = {"policy": "a", "patient": 1, "seed": 0, "silence": 1.0, "searched": 0.5, "violations": 0}
+    found = judged_runs([{**silent, "recommended": [0.2, 1.0], "tried": [0.2, 1.0]}])
+    assert found.regret.tolist() == [0.0]
+    assert found.trials_to_90.tolist() == [2.0]
+
+
 def test_the_table_pairs_each_policy_with_random_on_the_same_patients():
     rows = [
         {"policy": policy, "patient": patient, "seed": 0, "regret": patient + shift, "cumulative_regret": 0.0,
