@@ -1,6 +1,6 @@
 """A circuit of your own: write its equation, and it becomes a patient that any policy can search.
 
-Shows the five methods of a Dynamics with a Stuart-Landau oscillator near its Hopf point,
+Shows the methods of a Dynamics with a Stuart-Landau oscillator near its Hopf point,
 and how `Network`, `point_source_drive`, `distance_sensing` and `Twin` turn it into a system
 that is held to the contract, gradients included. Every number here is simulated.
 
@@ -27,6 +27,7 @@ from stimopt.montage import Contact, monopolar
 from stimopt.simulators import (
     Dynamics,
     Network,
+    Parameter,
     Twin,
     distance_sensing,
     exponential_distance_connectome,
@@ -42,41 +43,44 @@ class StuartLandau(Dynamics):
     """One oscillator a region.
 
     State   [*batch, region, 2]   real and imaginary part, mV
-    Drive   [*batch, region]      afferent firing, 1/s, pushes the real part
+    Drive   [*batch, region, 1]   afferent firing, 1/s, pushes the real part
     """
 
-    growth_per_s: Float[Tensor, " region"]  # a: damped below zero, rhythmic above
-    frequency_hz: Float[Tensor, " region"]
-    bend_per_s_mv2: float = 20.0  # b
-    mv_per_spike: float = 0.1  # g, chosen so that a few mA quench
-    noise_mv: float = 1.0  # per square root of a second
+    growth_per_s: Float[Tensor, "*batch region"]  # a: damped below zero, rhythmic above
+    frequency_hz: Parameter
+    bend_per_s_mv2: Parameter = 20.0  # b
+    mv_per_spike: Parameter = 0.1  # g, chosen so that a few mA quench
+    noise_mv: Parameter = 1.0  # per square root of a second
 
+    states: ClassVar[tuple[str, ...]] = ("x_mv", "y_mv")
+    inputs: ClassVar[tuple[str, ...]] = ("afferents_hz",)
+    outputs: ClassVar[tuple[str, ...]] = ("x_mv",)
+    noisy: ClassVar[tuple[str, ...]] = ("x_mv",)  # as the drive
+    source: ClassVar[str] = "Deco et al. 2017, Sci Rep 7:3095"
     # RK4 errs by (omega dt)^5 / 120 in phase a step: at 12 Hz, 2e-4 rad in half a second
     largest_dt_s: ClassVar[float] = 2e-3
 
     @property
-    def rest(self) -> Float[Tensor, "region state"]:
+    def rest(self) -> Tensor:
         """At the fixed point."""
-        return self.frequency_hz.new_zeros(len(self.frequency_hz), 2)
+        return self.growth_per_s.new_zeros(*self.growth_per_s.shape, 2)
 
-    def drift(
-        self, state: Float[Tensor, "*batch region state"], drive: Float[Tensor, "*batch region"]
-    ) -> Float[Tensor, "*batch region state"]:
+    def drift(self, state: Tensor, drive: Tensor) -> Tensor:
         """The equation above."""
         x, y = state.unbind(-1)
         pull = self.growth_per_s - self.bend_per_s_mv2 * (x.square() + y.square())
         omega = 2 * math.pi * self.frequency_hz
-        return torch.stack([pull * x - omega * y + self.mv_per_spike * drive, pull * y + omega * x], -1)
+        return torch.stack([pull * x - omega * y + self.mv_per_spike * drive[..., 0], pull * y + omega * x], -1)
 
-    def noise(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region state"]:
-        """On the real part, as the drive."""
-        return torch.stack([torch.full_like(state[..., 0], self.noise_mv), torch.zeros_like(state[..., 1])], -1)
+    def noise(self, state: Tensor) -> Tensor:
+        """The same at any state."""
+        return torch.zeros_like(state[..., :1]) + self.noise_mv
 
-    def emission(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region"]:
+    def emission(self, state: Tensor) -> Tensor:
         """The real part, mV."""
-        return state[..., 0]
+        return state[..., :1]
 
-    def potential_mv(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region"]:
+    def potential_mv(self, state: Tensor) -> Tensor:
         """The real part, mV."""
         return state[..., 0]
 
@@ -93,7 +97,7 @@ def main(quick: bool = False) -> None:
     contacts = [Contact(f"A{i + 1}", (3.5 * i, 2.0, 0.0), 0.05, "depth", "A") for i in range(4)]
     montage = monopolar(contacts, frame="virtual")
     patient = Twin(
-        circuit=Network(circuit, tracts.weights, gain=5.0),
+        circuit=Network(circuit, tracts.weights, gain=5.0, delay_s=tracts.delays_s(3.0)),
         drive=point_source_drive(montage, places_mm),
         sensing=distance_sensing(montage, places_mm, noise_uv=5.0),
         montage=montage,

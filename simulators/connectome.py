@@ -55,6 +55,19 @@ class Connectome:
         total = self.weights.sum(-1, keepdim=True)
         return self.weights / torch.where(total > 0, total, 1.0)
 
+    def delays_s(self, speed_m_s: float) -> Float[Tensor, "region region"]:
+        """Conduction delays at a speed in m/s (which is mm/ms), 0 where there is no tract.
+
+        Raises:
+            ShapeError: If the speed is not positive, or the length of a tract is not known.
+        """
+        if not speed_m_s > 0:
+            raise ShapeError(f"speed_m_s is {speed_m_s}; tracts conduct at a positive speed, about 1 to 10 m/s.")
+        used = self.weights != 0
+        if bool(self.tract_mm[used].isnan().any()):
+            raise ShapeError("the length of some tract is not known, so neither is its delay; give tract_mm.")
+        return torch.where(used, self.tract_mm / speed_m_s * 1e-3, 0.0)
+
 
 def exponential_distance_connectome(
     centre_mm: Float[Tensor, "region 3"],

@@ -7,8 +7,9 @@ stimulus is extra afferent firing: it recruits the axons that end on the pyramid
 excitatory synapses, so it is added to p(t) in the equation of y1.
 
 State   [*batch, region, 6]   y0, y1, y2 in mV, then their rates in mV/s
-Drive   [*batch, region]      afferent firing rate on top of `afferents_hz`, 1/s
-Emits   [*batch, region]      firing rate of the pyramidal cells, 1/s
+Drive   [*batch, region, 2]   afferent firing rate on top of `afferents_hz`, 1/s, on the pyramidal cells' excitatory
+                              synapses; polarisation of the pyramidal cells, mV
+Emits   [*batch, region, 1]   firing rate of the pyramidal cells, 1/s
 Output  [*batch, region]      y1 - y2, the pyramidal potential, mV
 
 Reference: Jansen and Rit, Biological Cybernetics 73 (1995) 357-366. Defaults are theirs.
@@ -16,17 +17,13 @@ Bifurcations: Grimbert and Faugeras, Neural Computation 18 (2006) 3052-3068.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .dynamics import Dynamics
-
-# shares of `connectivity` in C1, C2, C3, C4: Jansen and Rit 1995, after Braitenberg and Schuez
-_SHARES = (1.0, 0.8, 0.25, 0.25)
+from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
 
 
 @dataclass(frozen=True)
@@ -42,83 +39,77 @@ class JansenRit(Dynamics):
         excitation_per_s: a, inverse time constant of excitation.
         inhibition_per_s: b, inverse time constant of inhibition.
         connectivity: C, mean number of synapses between pyramidal cells and excitatory interneurons.
+        shares: Shares of C in C1, C2, C3 and C4 (Jansen and Rit 1995, after Braitenberg and Schuez).
         half_rate_hz: e0, half of the largest firing rate.
         threshold_mv: v0, potential at half of the largest rate.
         slope_per_mv: r, steepness of the sigmoid.
+        sending_threshold_mv: Threshold of the sigmoid that makes the emission; None for v0, as in the paper's two
+            coupled columns. Some simulators give it a value of its own.
     """
 
-    afferents_hz: Float[Tensor, " region"]
-    noise_hz: float = 1.83
-    excitation_mv: float = 3.25
-    inhibition_mv: float = 22.0
-    excitation_per_s: float = 100.0
-    inhibition_per_s: float = 50.0
-    connectivity: float = 135.0
-    half_rate_hz: float = 2.5
-    threshold_mv: float = 6.0
-    slope_per_mv: float = 0.56
+    afferents_hz: Float[Tensor, "*batch region"]
+    noise_hz: Parameter = 1.83
+    excitation_mv: Parameter = 3.25
+    inhibition_mv: Parameter = 22.0
+    excitation_per_s: Parameter = 100.0
+    inhibition_per_s: Parameter = 50.0
+    connectivity: Parameter = 135.0
+    shares: tuple[float, float, float, float] = (1.0, 0.8, 0.25, 0.25)
+    half_rate_hz: Parameter = 2.5
+    threshold_mv: Parameter = 6.0
+    slope_per_mv: Parameter = 0.56
+    sending_threshold_mv: Parameter | None = None
 
+    states: ClassVar[tuple[str, ...]] = ("y0", "y1", "y2", "y0_rate", "y1_rate", "y2_rate")
+    inputs: ClassVar[tuple[str, ...]] = ("afferents_hz", "pyramidal_mv")
+    outputs: ClassVar[tuple[str, ...]] = ("firing_hz",)
+    noisy: ClassVar[tuple[str, ...]] = ("y1_rate",)
+    source: ClassVar[str] = "Jansen and Rit 1995, Biol Cybern 73:357-366"
+    noise_convention: ClassVar[str] = (
+        "white noise on p, given as its standard deviation averaged over 1 s; a paper's draw of standard deviation s "
+        "at every step of dt is s * sqrt(dt)"
+    )
     # RK4 under pulses: 1 ms stays within 0.03 mV of 0.125 ms, this within 0.12 mV, see the tests
     largest_dt_s: ClassVar[float] = 2e-3
 
     @property
-    def rest(self) -> Float[Tensor, "region state"]:
+    def rest(self) -> State:
         """All potentials zero, as in the paper."""
-        return self.afferents_hz.new_zeros(self.afferents_hz.shape[0], 6)
+        return self.afferents_hz.new_zeros(*self.afferents_hz.shape, 6)
 
-    @cached_property
-    def _inputs(self) -> Tensor:
-        """Slope times the potential that each population's sigmoid reads, as weights of (y0, y1, y2)."""
-        c1, c3 = _SHARES[0] * self.connectivity, _SHARES[2] * self.connectivity
-        reads = [[0.0, c1, c3], [1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]  # columns: S(y1 - y2), S(C1 y0), S(C3 y0)
-        return self.slope_per_mv * self.afferents_hz.new_tensor(reads)
+    def _firing_hz(self, potential_mv: Tensor, threshold_mv: Parameter) -> Tensor:
+        return 2 * self.half_rate_hz * torch.sigmoid(self.slope_per_mv * (potential_mv - threshold_mv))
 
-    @cached_property
-    def _gains(self) -> Tensor:
-        """Size times inverse time constant of the three synapses, mV/s."""
-        excitation = self.excitation_mv * self.excitation_per_s
-        return self.afferents_hz.new_tensor([excitation, excitation, self.inhibition_mv * self.inhibition_per_s])
+    def drift(self, state: State, drive: Drive) -> State:
+        """Equation 6 of the paper."""
+        y0, y1, y2, y0_rate, y1_rate, y2_rate = state.unbind(-1)
+        afferents, polarised = drive.unbind(-1)
+        c1, c2, c3, c4 = (share * self.connectivity for share in self.shares)
+        a, b = self.excitation_per_s, self.inhibition_per_s
+        pyramidal = self._firing_hz(y1 - y2 + polarised, self.threshold_mv)
+        excited = self.afferents_hz + afferents + c2 * self._firing_hz(c1 * y0, self.threshold_mv)
+        inhibited = c4 * self._firing_hz(c3 * y0, self.threshold_mv)
+        y0_force = a * (self.excitation_mv * pyramidal - 2 * y0_rate - a * y0)
+        y1_force = a * (self.excitation_mv * excited - 2 * y1_rate - a * y1)
+        y2_force = b * (self.inhibition_mv * inhibited - 2 * y2_rate - b * y2)
+        return torch.stack([y0_rate, y1_rate, y2_rate, y0_force, y1_force, y2_force], -1)
 
-    @cached_property
-    def _firing_gains(self) -> Tensor:
-        """What each population's sigmoid, 0 to 1, adds to the second derivatives of y0, y1, y2."""
-        c2, c4 = _SHARES[1] * self.connectivity, _SHARES[3] * self.connectivity
-        return 2 * self.half_rate_hz * self._gains * self.afferents_hz.new_tensor([1.0, c2, c4])
-
-    @cached_property
-    def _rates(self) -> Tensor:
-        rates = [self.excitation_per_s, self.excitation_per_s, self.inhibition_per_s]
-        return self.afferents_hz.new_tensor(rates)
-
-    @cached_property
-    def _afferent_gain(self) -> Tensor:
-        return self._gains * self.afferents_hz.new_tensor([0.0, 1.0, 0.0])
-
-    @cached_property
-    def _noise(self) -> Tensor:
-        size = self.noise_hz * self.excitation_mv * self.excitation_per_s
-        return self.afferents_hz.new_tensor([0.0, 0.0, 0.0, 0.0, size, 0.0])
-
-    def drift(
-        self, state: Float[Tensor, "*batch region state"], drive: Float[Tensor, "*batch region"]
-    ) -> Float[Tensor, "*batch region state"]:
-        """Equation 6 of the paper; the three sigmoids are read side by side."""
-        y, y_rate = state[..., :3], state[..., 3:]
-        firing = torch.sigmoid(y @ self._inputs - self.slope_per_mv * self.threshold_mv)
-        afferents = (drive + self.afferents_hz).unsqueeze(-1)
-        forcing = firing * self._firing_gains + afferents * self._afferent_gain
-        acceleration = forcing - self._rates * (2 * y_rate + self._rates * y)
-        return torch.cat([y_rate, acceleration], -1)
-
-    def noise(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region state"]:
+    def noise(self, state: State) -> Float[Tensor, "*batch region noisy"]:
         """The noise of p, through the excitatory synapse; additive."""
-        return self._noise.expand(*state.shape)
+        size = self.noise_hz * self.excitation_mv * self.excitation_per_s
+        return (torch.zeros_like(state[..., 0]) + size).unsqueeze(-1)
 
-    def emission(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region"]:
+    def emission(self, state: State) -> Emission:
         """Firing rate of the pyramidal cells, S(y1 - y2)."""
-        above = self.slope_per_mv * (state[..., 1] - state[..., 2] - self.threshold_mv)
-        return 2 * self.half_rate_hz * torch.sigmoid(above)
+        own = self.threshold_mv if self.sending_threshold_mv is None else self.sending_threshold_mv
+        return self._firing_hz(state[..., 1] - state[..., 2], own).unsqueeze(-1)
 
-    def potential_mv(self, state: Float[Tensor, "*batch region state"]) -> Float[Tensor, "*batch region"]:
+    def emission_rate(self, state: State, rate: State) -> Emission:
+        """S'(v) v'; the sigmoid's slope is r S (1 - S / 2 e0)."""
+        firing = self.emission(state)[..., 0]
+        steepness = self.slope_per_mv * firing * (1 - firing / (2 * self.half_rate_hz))
+        return (steepness * (rate[..., 1] - rate[..., 2])).unsqueeze(-1)
+
+    def potential_mv(self, state: State) -> Potential:
         """The pyramidal potential y1 - y2."""
         return state[..., 1] - state[..., 2]

@@ -6,14 +6,14 @@ regions and changes from window to window, so the best stimulus is not quite the
 later. Noise comes from each row's own key, so a row answers the same in any batch.
 
 State   "circuit"  [*batch, region, state]   the circuit's
+        "emission", "slope_start", "slope_end"   what a network with delays emitted, see `Past`
         "drift"    [*batch]                  in standard deviations; 0 at the start of a session
         "key"      [*batch]                  whole number, renewed every window
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,10 +26,13 @@ from stimopt.stimulus import Stimulus
 from stimopt.system import State, System
 from stimopt.tensors import map_tensors, row_keys, row_noise
 
+from .delays import Past, steps_ahead, steps_back, still_past
 from .drive import PointSourceDrive
 from .dynamics import Dynamics
 from .integrate import Scheme, rk4
+from .network import Network
 from .sensing import Sensing
+from .simulate import Trajectory, simulate
 
 _PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
 _KEY_SPAN = 2**62
@@ -54,9 +57,12 @@ class Twin(System):
         drift: Standard deviation, over a long session, of the slow excitability, in units of the circuit's drive.
         drift_windows: Windows after which the drift has forgotten 63 % of where it was.
         settle_s: Silent time simulated before a session starts, so that no window sees the circuit begin.
+        entry: How much of the afferent firing that a stimulus causes, in 1/s, goes to each input of the circuit, in the
+            input's unit per 1/s; None sends all of it to the first input as it is.
 
     Raises:
         ConfigError: If dt_s is larger than was tested for the circuit, or window, rate and step do not fit.
+            A step longer than the shortest delay, or an unknown input in `entry`, too.
         ShapeError: If drive or sensing do not fit montage and regions.
     """
 
@@ -71,12 +77,20 @@ class Twin(System):
     drift: float = 0.0
     drift_windows: float = 50.0
     settle_s: float = 1.0
+    entry: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.dt_s <= self.circuit.largest_dt_s:
             raise ConfigError(
                 f"dt_s is {self.dt_s} s; the largest step tested for {type(self.circuit).__name__} is "
                 f"{self.circuit.largest_dt_s} s. Choose dt_s at or below it."
+            )
+        if isinstance(self.circuit, Network) and self.circuit.late is not None:
+            steps_ahead(self.circuit, self.dt_s)
+        unknown = sorted(set(self.entry or {}) - set(self.circuit.inputs))
+        if unknown:
+            raise ConfigError(
+                f"entry names {', '.join(unknown)}; the inputs of this circuit are {', '.join(self.circuit.inputs)}."
             )
         for name, ratio in (
             ("dt_s into a sample", 1 / (self.rate_hz * self.dt_s)),
@@ -101,7 +115,7 @@ class Twin(System):
     @property
     def regions(self) -> int:
         """How many regions."""
-        return self.circuit.rest.shape[0]
+        return self.circuit.rest.shape[-2]
 
     @property
     def samples(self) -> int:
@@ -116,12 +130,15 @@ class Twin(System):
         """A settled state at the beginning of a session; rows differ by their noise."""
         rest = self.circuit.rest
         keys = row_keys(batch_shape, generator).to(rest.device)
-        state = rest.expand(*batch_shape, *rest.shape)
-        steps = round(self.settle_s / self.dt_s)
+        state = rest.expand(*batch_shape, *rest.shape[-2:])
+        steps, past = round(self.settle_s / self.dt_s), None
         if steps:
-            silence = rest.new_zeros(1, 3, *batch_shape, self.regions).expand(steps, 3, *batch_shape, self.regions)
-            state = self._play(state, silence, keys, _SETTLE, sample_every=steps).end
-        return {"circuit": state.contiguous(), "drift": rest.new_zeros(tuple(batch_shape)), "key": keys}
+            settled = self._play(state, None, None, keys, _SETTLE, steps, steps)
+            state, past = settled.end, settled.past
+        elif isinstance(self.circuit, Network) and steps_back(self.circuit, self.dt_s):
+            past = still_past(self.circuit, state, self.dt_s)
+        session = {"circuit": state.contiguous(), "drift": rest.new_zeros(tuple(batch_shape)), "key": keys}
+        return session | _stored(past)
 
     def respond(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> tuple[Response, State]:
         """One window; see System. The first sample is the moment the window starts.
@@ -135,15 +152,18 @@ class Twin(System):
         salt = int(torch.randint(_KEY_SPAN // 8, (), generator=generator, device=generator.device))
         steps = round(self.window_s / self.dt_s)
         slow = self.drift * state["drift"]
-        drive = self.drive.firing_hz(stimulus.to(self.circuit.rest), self.dt_s, steps) + slow.unsqueeze(-1)
-        played = self._play(state["circuit"], drive, state["key"], 8 * salt + _PROCESS, steps // self.samples)
-        signal_uv = self.sensing.signal_uv(played.potential_mv, state["key"], 8 * salt + _SENSOR)
+        firing_hz = self.drive.firing_hz(stimulus.to(self.circuit.rest), self.dt_s, steps) + slow.unsqueeze(-1)
+        drive = firing_hz.unsqueeze(-1) * self._entry
+        played = self._play(
+            state["circuit"], _restored(state), drive, state["key"], 8 * salt + _PROCESS, steps, steps // self.samples
+        )
+        signal_uv = self.sensing.signal_uv(played.readings, state["key"], 8 * salt + _SENSOR)
         after = {
             "circuit": played.end,
             "drift": self._drifted(state, 8 * salt + _DRIFT),
             "key": _next_keys(state["key"]),
         }
-        return Response(self.montage, signal_uv, self.rate_hz), after
+        return Response(self.montage, signal_uv, self.rate_hz), after | _stored(played.past)
 
     def _require_own(self, state: State, stimulus: Stimulus) -> None:
         if stimulus.batch_shape != state["key"].shape:
@@ -159,18 +179,23 @@ class Twin(System):
                 "make it with the twin's montage."
             )
 
-    def _play(self, state: Tensor, drive: Tensor, keys: Tensor, salt: int, sample_every: int) -> "_Played":
-        """Integrate over all steps of `drive`, reading the potential at the start of every `sample_every`-th one."""
-        steps = drive.shape[0]
-        waves = row_noise(keys, (steps, self.regions), salt, state) * self.dt_s**0.5
-        waves = waves.movedim(-2, 0).unsqueeze(-1)  # [step, *batch, region, 1]
-        readings = []
-        for step in range(steps):
-            if step % sample_every == 0:
-                readings.append(self.circuit.potential_mv(state))
-            kick = self.circuit.noise(state) * waves[step]
-            state = self.scheme(self.circuit.drift, state, drive[step], self.dt_s, kick)
-        return _Played(torch.stack(readings, -1), state)
+    @property
+    def _entry(self) -> Tensor:
+        entry = {self.circuit.inputs[0]: 1.0} if self.entry is None else self.entry
+        return self.circuit.rest.new_tensor([entry.get(name, 0.0) for name in self.circuit.inputs])
+
+    def _play(
+        self, state: Tensor, past: Past | None, drive: Tensor | None, keys: Tensor, salt: int, steps: int, every: int
+    ) -> Trajectory:
+        """Integrate over `steps` steps, reading the potential at the start of every `every`-th one."""
+        waves = None
+        if self.circuit.noisy:
+            shape = (steps, self.regions, len(self.circuit.noisy))
+            waves = row_noise(keys, shape, salt, state).movedim(keys.ndim, 0) * self.dt_s**0.5
+        return simulate(
+            self.circuit, state, dt_s=self.dt_s, steps=steps, drive=drive, waves=waves, past=past,
+            scheme=self.scheme, reading=self.circuit.potential_mv, every=every,
+        )  # fmt: skip
 
     def _drifted(self, state: State, salt: int) -> Float[Tensor, "*batch"]:
         """One step of an Ornstein-Uhlenbeck process of unit variance; exact for any `drift_windows`."""
@@ -180,9 +205,17 @@ class Twin(System):
         return drifted
 
 
-class _Played(NamedTuple):
-    potential_mv: Tensor  # [*batch, region, time]
-    end: Tensor  # [*batch, region, state]
+def _stored(past: Past | None) -> State:
+    """A past as part of a state."""
+    if past is None:
+        return {}
+    return {"emission": past.emission, "slope_start": past.slope_start, "slope_end": past.slope_end}
+
+
+def _restored(state: State) -> Past | None:
+    if "emission" not in state:
+        return None
+    return Past(state["emission"], state["slope_start"], state["slope_end"])
 
 
 def _next_keys(keys: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from stimopt.simulators import JansenRit, LinearOscillator, Network, euler, heun, rk4, stage_drive
+from stimopt.simulators.dynamics import noisy_columns
 
 
 def driven_network() -> Network:
@@ -21,7 +22,7 @@ def end_state(scheme, dt_s: float, until_s: float = 0.048) -> torch.Tensor:
     state, steps = network.rest + 0.1, round(until_s / dt_s)
     for step in range(steps):
         stages = torch.tensor([step * dt_s, (step + 0.5) * dt_s, (step + 1) * dt_s], dtype=torch.float64)
-        drive = (40.0 * torch.sin(2 * math.pi * 25.0 * stages)).unsqueeze(-1).expand(3, 3)
+        drive = (40.0 * torch.sin(2 * math.pi * 25.0 * stages)).reshape(3, 1, 1) * torch.tensor([1.0, 0.0])
         state = scheme(network.drift, state, drive, dt_s)
     return state
 
@@ -54,9 +55,11 @@ def stationary_variance(scheme, dt_s: float) -> float:
     circuit = oscillator()
     step = partial(scheme, circuit.drift, dt_s=dt_s)
     axes = torch.eye(2, dtype=torch.float64).unsqueeze(1)  # [row, region, state]
-    still = torch.zeros(3, 2, 1, dtype=torch.float64)
+    still = torch.zeros(3, 2, 1, 1, dtype=torch.float64)
     move = step(state=axes, drive=still, kick=0.0).squeeze(1).mT
-    push = step(state=axes[:1] * 0, drive=still[:, :1], kick=circuit.noise(axes[:1]) * dt_s**0.5).flatten()
+    push = step(
+        state=axes[:1] * 0, drive=still[:, :1], kick=circuit.noise(axes[:1]) @ noisy_columns(circuit) * dt_s**0.5
+    ).flatten()
     grown = torch.kron(move, move)
     flat = torch.linalg.solve(torch.eye(4, dtype=torch.float64) - grown, torch.outer(push, push).flatten())
     return float(flat[0])

@@ -26,7 +26,7 @@ def equilibria(low: float, high: float, count: int) -> tuple[JansenRit, torch.Te
 
 def eigenvalues(circuit: JansenRit, state: torch.Tensor) -> torch.Tensor:
     state = state.clone().requires_grad_()
-    drift = circuit.drift(state, torch.zeros(len(state), dtype=torch.float64))
+    drift = circuit.drift(state, torch.zeros(len(state), 2, dtype=torch.float64))
     rows = [torch.autograd.grad(drift[:, i].sum(), state, retain_graph=True)[0] for i in range(6)]
     return torch.linalg.eigvals(torch.stack(rows, -2))
 
@@ -40,7 +40,7 @@ def crossings(value: torch.Tensor, at: torch.Tensor) -> list[float]:
 
 def test_equilibria_of_the_equations_are_fixed_points_of_the_drift():
     circuit, state = equilibria(-5.0, 15.0, 201)
-    still = circuit.drift(state, torch.zeros(201, dtype=torch.float64))
+    still = circuit.drift(state, torch.zeros(201, 2, dtype=torch.float64))
     assert float(still.abs().max()) < 1e-8  # mV/s and mV/s^2, whose terms are up to 1e6
 
 
@@ -62,7 +62,7 @@ def test_the_saddle_node_lies_where_it_was_published():
 
 def test_alpha_at_the_middle_of_the_papers_drive():
     circuit = JansenRit(torch.tensor([220.0], dtype=torch.float64))
-    state, drive, readings = circuit.rest, torch.zeros(3, 1, dtype=torch.float64), []
+    state, drive, readings = circuit.rest, torch.zeros(3, 1, 2, dtype=torch.float64), []
     for _ in range(4500):
         state = rk4(circuit.drift, state, drive, 2e-3)
         readings.append(circuit.potential_mv(state)[0])
@@ -79,7 +79,7 @@ def test_alpha_at_the_middle_of_the_papers_drive():
 
 def test_a_quiet_column_rests_and_a_flooded_one_rests_higher():
     circuit = JansenRit(torch.tensor([60.0, 220.0, 450.0], dtype=torch.float64))
-    state, drive, readings = circuit.rest, torch.zeros(3, 3, dtype=torch.float64), []
+    state, drive, readings = circuit.rest, torch.zeros(3, 3, 2, dtype=torch.float64), []
     for _ in range(2000):
         state = rk4(circuit.drift, state, drive, 1e-3)
         readings.append(circuit.potential_mv(state))
@@ -109,5 +109,5 @@ def test_a_stimulus_enters_as_afferent_firing():
     one = JansenRit(torch.tensor([150.0], dtype=torch.float64))
     other = JansenRit(torch.tensor([190.0], dtype=torch.float64))
     state = torch.rand(1, 6, generator=generator(1), dtype=torch.float64)
-    driven = one.drift(state, torch.tensor([40.0], dtype=torch.float64))
-    torch.testing.assert_close(driven, other.drift(state, torch.zeros(1, dtype=torch.float64)), rtol=1e-12, atol=0.0)
+    driven = one.drift(state, torch.tensor([[40.0, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(driven, other.drift(state, torch.zeros(1, 2, dtype=torch.float64)), rtol=1e-12, atol=0.0)
