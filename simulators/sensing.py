@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stimopt.errors import MontageError
 from stimopt.montage import Montage
+from stimopt.stimulus import Stimulus
 from stimopt.tensors import row_noise
 
 REACH_MM = 3.0  # chosen; published reach runs from 0.25 mm (Katzner 2009) to 1 cm (Kajikawa and Schroeder 2011)
@@ -40,9 +41,15 @@ class Sensing:
         return self.uv_per_mv @ potential_mv
 
     def signal_uv(
-        self, potential_mv: Float[Tensor, "*batch region time"], keys: Int[Tensor, "*batch"], salt: int
+        self,
+        potential_mv: Float[Tensor, "*batch region time"],
+        stimulus: Stimulus,
+        rate_hz: float,
+        *,
+        keys: Int[Tensor, "*batch"],
+        salt: int,
     ) -> Float[Tensor, "*batch channel time"]:
-        """What the channels read. A row's noise depends on its key and the salt alone."""
+        """What the channels read during `stimulus`. A row's noise depends on its key and the salt alone."""
         clean = self.clean_uv(potential_mv)
         if self.noise_uv == 0:
             return clean

@@ -190,6 +190,9 @@ def simulate(
     return _played(player, start, past, drive, waves, reading or _itself, every, checkpoint)
 
 
+Simulation = Callable[..., Trajectory]  # what `simulate` takes and gives
+
+
 def white_waves(
     dynamics: Dynamics, batch_shape: tuple[int, ...], steps: int, dt_s: float, source: torch.Generator
 ) -> Float[Tensor, "step *batch region noisy"]:

@@ -32,7 +32,7 @@ from .dynamics import Dynamics
 from .integrate import Scheme, rk4
 from .network import Network
 from .sensing import Sensing
-from .simulate import Trajectory, simulate
+from .simulate import Simulation, Trajectory, simulate
 
 _PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
 _KEY_SPAN = 2**62
@@ -59,6 +59,7 @@ class Twin(System):
         settle_s: Silent time simulated before a session starts, so that no window sees the circuit begin.
         entry: How much of the afferent firing that a stimulus causes, in 1/s, goes to each input of the circuit, in the
             input's unit per 1/s; None sends all of it to the first input as it is.
+        play: What plays the circuit: `simulate`, or another that keeps its contract.
 
     Raises:
         ConfigError: If dt_s is larger than was tested for the circuit, or window, rate and step do not fit.
@@ -78,6 +79,7 @@ class Twin(System):
     drift_windows: float = 50.0
     settle_s: float = 1.0
     entry: Mapping[str, float] | None = None
+    play: Simulation = simulate
 
     def __post_init__(self) -> None:
         if not 0 < self.dt_s <= self.circuit.largest_dt_s:
@@ -148,6 +150,23 @@ class Twin(System):
             MontageError: If the stimulus is for other contacts.
             StimulusError: If it also reaches the senses.
         """
+        salt, potential_mv, after = self._window(state, stimulus, generator)
+        signal_uv = self.sensing.signal_uv(
+            potential_mv, stimulus, self.rate_hz, keys=state["key"], salt=8 * salt + _SENSOR
+        )
+        return Response(self.montage, signal_uv, self.rate_hz), after
+
+    def activity_mv(
+        self, state: State, stimulus: Stimulus, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "*batch region time"], State]:
+        """Potential of each region over one window, and the state after it: what `respond` senses, for others to read.
+
+        The same state, stimulus and seed give the same activity as in `respond`. Raises as `respond`.
+        """
+        _, potential_mv, after = self._window(state, stimulus, generator)
+        return potential_mv, after
+
+    def _window(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> tuple[int, Tensor, State]:
         self._require_own(state, stimulus)
         salt = int(torch.randint(_KEY_SPAN // 8, (), generator=generator, device=generator.device))
         steps = round(self.window_s / self.dt_s)
@@ -157,13 +176,12 @@ class Twin(System):
         played = self._play(
             state["circuit"], _restored(state), drive, state["key"], 8 * salt + _PROCESS, steps, steps // self.samples
         )
-        signal_uv = self.sensing.signal_uv(played.readings, state["key"], 8 * salt + _SENSOR)
         after = {
             "circuit": played.end,
             "drift": self._drifted(state, 8 * salt + _DRIFT),
             "key": _next_keys(state["key"]),
         }
-        return Response(self.montage, signal_uv, self.rate_hz), after | _stored(played.past)
+        return salt, played.readings, after | _stored(played.past)
 
     def _require_own(self, state: State, stimulus: Stimulus) -> None:
         if stimulus.batch_shape != state["key"].shape:
@@ -192,7 +210,7 @@ class Twin(System):
         if self.circuit.noisy:
             shape = (steps, self.regions, len(self.circuit.noisy))
             waves = row_noise(keys, shape, salt, state).movedim(keys.ndim, 0) * self.dt_s**0.5
-        return simulate(
+        return self.play(
             self.circuit, state, dt_s=self.dt_s, steps=steps, drive=drive, waves=waves, past=past,
             scheme=self.scheme, reading=self.circuit.potential_mv, every=every,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from stimopt.errors import MontageError
 from stimopt.montage import Contact, monopolar
 from stimopt.simulators import distance_sensing, point_source_drive, point_source_potential
-from stimopt.stimulus import no_stimulus, pulse_train
+from stimopt.stimulus import no_stimulus, no_stimulus, pulse_train
 from stimopt.tensors import generator, row_keys
 
 PAIR = monopolar([Contact("A1", (0.0, 0.0, 0.0), shaft="A"), Contact("A2", (3.5, 0.0, 0.0), shaft="A")])
@@ -107,5 +107,6 @@ def test_a_bipolar_channel_reads_the_difference_of_its_contacts():
 def test_the_amplifiers_noise_has_the_size_it_says_in_microvolts():
     sensing = replace(distance_sensing(PAIR, places((1.0, 0.0, 0.0))), noise_uv=5.0)
     keys = row_keys((40,), generator(0))
-    signal = sensing.signal_uv(torch.zeros(40, 1, 250, dtype=torch.float64), keys, 3)
+    potential, silence = torch.zeros(40, 1, 250, dtype=torch.float64), no_stimulus(PAIR, (40,))
+    signal = sensing.signal_uv(potential, silence, 500.0, keys=keys, salt=3)
     assert abs(float(signal.std()) - 5.0) < 4 * 5.0 / math.sqrt(2 * signal.numel())
