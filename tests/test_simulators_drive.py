@@ -9,7 +9,7 @@ import torch
 from stimopt.errors import MontageError
 from stimopt.montage import Contact, monopolar
 from stimopt.simulators import distance_sensing, point_source_drive, point_source_potential
-from stimopt.stimulus import no_stimulus, no_stimulus, pulse_train
+from stimopt.stimulus import no_stimulus, pulse_train
 from stimopt.tensors import generator, row_keys
 
 PAIR = monopolar([Contact("A1", (0.0, 0.0, 0.0), shaft="A"), Contact("A2", (3.5, 0.0, 0.0), shaft="A")])
