@@ -28,7 +28,7 @@ from .errors import EnvelopeError, ShapeError
 from .montage import ContactKind
 from .safety_limits import LIMITS, ROUNDING, Limit, Verdict, Word, shown
 from .safety_projection import lowered
-from .safety_readings import Past, Record, reading, record_of
+from .safety_readings import Account, Past, reading, record_of
 from .safety_refusal import refusal
 from .stimulus import Stimulus
 from .tensors import map_tensors
@@ -90,12 +90,12 @@ class Envelope:
         if len(set(names)) != len(names):
             raise EnvelopeError(f"envelope {self.name!r} gives a limit twice: {', '.join(names)}; give each once.")
 
-    def margins(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> Margins:
+    def margins(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> Margins:
         """Distance of each stimulus to each limit.
 
         Args:
             stimulus: A batch of candidates, each judged alone.
-            past: What was delivered before; None for nothing.
+            past: What was delivered before; None for nothing. A `Ledger` has its own clock and one account a row.
             time_s: Start of the window to be judged, on the clock of the past. None with a past means the
                 time of its last trial: no time has passed.
 
@@ -106,7 +106,7 @@ class Envelope:
         return Margins(names, self._margins(stimulus, record_of(past, time_s, stimulus)).to(stimulus.amplitude_ma))
 
     def allowed(
-        self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None
+        self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None
     ) -> Bool[Tensor, "*batch"]:
         """Which stimuli are inside every limit that can be evaluated. A value at the limit is inside.
 
@@ -116,7 +116,7 @@ class Envelope:
         with torch.no_grad():
             return ~(self._margins(stimulus, record_of(past, time_s, stimulus)) < 0).any(-1)
 
-    def require(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> None:
+    def require(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> None:
         """Refuse a batch of which any stimulus is not allowed.
 
         Raises:
@@ -135,7 +135,7 @@ class Envelope:
             refusal(self.name, worst, one, lambda other: self.allowed(other, past, time_s), self.kinds), worst.limit
         )
 
-    def project(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> Stimulus:
+    def project(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> Stimulus:
         """The nearest allowed stimulus; one that is allowed comes back as it is. Differentiable almost everywhere.
 
         Width and frequency move to the nearest bound, pulses are dropped from the end, and last the currents of all
@@ -161,7 +161,9 @@ class Envelope:
         silent = replace(stimulus, amplitude_ma=stimulus.amplitude_ma * 0.0)
         return _chosen(self.allowed(moved, past, time_s), moved, silent)
 
-    def report(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> list[Verdict]:
+    def report(
+        self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None
+    ) -> list[Verdict]:
         """Every limit against one stimulus, batch shape ().
 
         Raises:
@@ -234,7 +236,7 @@ class Envelope:
     def _outlawed_ma(self, stimulus: Stimulus, rule: str) -> Tensor:
         return (stimulus.amplitude_ma.abs() * self._banned(stimulus, rule)).sum(-1)
 
-    def _margins(self, stimulus: Stimulus, record: Record) -> Float[Tensor, "*batch limit"]:
+    def _margins(self, stimulus: Stimulus, record: Account) -> Float[Tensor, "*batch limit"]:
         """In double precision, so that a policy in single precision and the door judge alike."""
         exact = stimulus.to(stimulus.amplitude_ma.double())
         rules = [_switched(self._outlawed_ma(exact, name)) for name in _CONTACT_RULES]
@@ -245,7 +247,7 @@ class Envelope:
         values = torch.where(idle, 1.0, values)
         return torch.where(values.abs() < ROUNDING, values - values.detach(), values)
 
-    def _margin(self, limit: Limit, stimulus: Stimulus, record: Record) -> Tensor:
+    def _margin(self, limit: Limit, stimulus: Stimulus, record: Account) -> Tensor:
         if not limit.evaluated:
             return torch.full_like(stimulus.pulses, torch.nan)
         asked = self._reading(limit, stimulus, record)
@@ -258,11 +260,11 @@ class Envelope:
         worst = asked.amax(-1) if by_contact else asked
         return limit.margin(worst).nan_to_num(nan=-1.0, neginf=-torch.inf)
 
-    def _reading(self, limit: Limit, stimulus: Stimulus, record: Record) -> Tensor:
+    def _reading(self, limit: Limit, stimulus: Stimulus, record: Account) -> Tensor:
         window = self._limit("window_s")
         return reading(limit, stimulus, record, window.value if window and window.evaluated else None)
 
-    def _verdict(self, limit: Limit, stimulus: Stimulus, record: Record, margin: float) -> Verdict:
+    def _verdict(self, limit: Limit, stimulus: Stimulus, record: Account, margin: float) -> Verdict:
         asked, contact = self._reading(limit, stimulus, record), ""
         if asked.ndim and asked.shape[-1]:
             place = int(asked.nan_to_num(nan=-1.0 if margin < 0 else torch.inf).argmax())

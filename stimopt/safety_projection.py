@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .safety_limits import ROUNDING, Limit
-from .safety_readings import DOSE_WINDOW_S, Record
+from .safety_readings import DOSE_WINDOW_S, Account
 from .stimulus import Stimulus
 
 _TINY = 1e-12  # a current or charge below which the quotient to a limit needs no gradient
@@ -22,7 +22,7 @@ _Bounds = Mapping[str, float]
 
 
 def lowered(
-    stimulus: Stimulus, limits: Mapping[str, Limit], banned: Bool[Tensor, " contact"], record: Record
+    stimulus: Stimulus, limits: Mapping[str, Limit], banned: Bool[Tensor, " contact"], record: Account
 ) -> Stimulus:
     """Every stimulus moved towards the limits, in the dtype that came; timing is left to the caller.
 
@@ -88,7 +88,7 @@ def _without_banned(
     return torch.where(touched, balanced, left)
 
 
-def _current_factor(stimulus: Stimulus, bounds: _Bounds, record: Record) -> Float[Tensor, "*batch 1"]:
+def _current_factor(stimulus: Stimulus, bounds: _Bounds, record: Account) -> Float[Tensor, "*batch 1"]:
     """The largest factor, at most 1, that brings all currents inside."""
     signed = stimulus.amplitude_ma
     current, charge = signed.abs(), stimulus.phase_charge_uc.abs()

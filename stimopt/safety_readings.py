@@ -44,6 +44,28 @@ class Past(Protocol):
     def in_flight(self) -> tuple[Stimulus, float] | None: ...  # noqa: D102
 
 
+@runtime_checkable
+class Account(Protocol):
+    """What a judgement needs to know of the past: a `Record` of whole trials, or a running `Ledger`.
+
+    Attributes:
+        now_s: Start of the window that is judged, one for all or one a row.
+        last_ma: Current of the latest train at each contact, `[*batch, contact]`.
+    """
+
+    @property
+    def now_s(self) -> Tensor | float: ...  # noqa: D102
+
+    @property
+    def last_ma(self) -> Tensor: ...  # noqa: D102
+
+    def dose_within(self, window_s: float) -> Tensor:
+        """Dose of all trains that reach into the last `window_s` seconds, `[*batch, contact]`."""
+
+    def latest(self) -> tuple[Tensor, Tensor] | None:
+        """Start and length of the train that began last and of the one that ends last, `[*batch, 2]`; None for none."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What the past left behind; silent trials leave nothing.
@@ -70,14 +92,23 @@ class Record:
         over = self.start_s + self.train_s < self.now_s - window_s
         return torch.where(over.unsqueeze(-1), 0.0, self.dose_uc).sum(0)
 
+    def latest(self) -> tuple[Tensor, Tensor] | None:
+        """See Account."""
+        if not len(self.start_s):
+            return None
+        last = torch.stack([self.start_s.argmax(), (self.start_s + self.train_s).argmax()])
+        return self.start_s[last], self.train_s[last]
+
 
 @torch.no_grad()
-def record_of(past: Past | None, time_s: float | None, like: Stimulus) -> Record:
-    """What the past left behind at `time_s`, in double precision on the device of `like`.
+def record_of(past: "Past | Account | None", time_s: float | None, like: Stimulus) -> Account:
+    """What the past left behind at `time_s`, in double precision on the device of `like`; an account as it is.
 
     Raises:
         ShapeError: If the past was delivered on other contacts.
     """
+    if isinstance(past, Account):
+        return past
     names = [contact.name for contact in like.montage.contacts]
     nothing = like.amplitude_ma.new_zeros(0).double()
     starts, trains, doses, currents = (
@@ -108,7 +139,7 @@ def record_of(past: Past | None, time_s: float | None, like: Stimulus) -> Record
     return Record(latest_s if time_s is None else time_s, start_s, torch.cat(trains), torch.cat(doses), last_ma)
 
 
-def reading(limit: Limit, stimulus: Stimulus, record: Record, window_s: float | None) -> Tensor:
+def reading(limit: Limit, stimulus: Stimulus, record: Account, window_s: float | None) -> Tensor:
     """What a double-precision stimulus asks of a limit: `[*batch]`, or `[*batch, contact]` for limits on contacts.
 
     A contact without current asks nothing; one of unknown area asks NaN of a limit that needs the area.
@@ -137,7 +168,7 @@ def reading(limit: Limit, stimulus: Stimulus, record: Record, window_s: float | 
     return readings[name]().expand(current.shape[:-1])
 
 
-def _current_reading(name: str, stimulus: Stimulus, record: Record) -> Tensor:
+def _current_reading(name: str, stimulus: Stimulus, record: Account) -> Tensor:
     signed = stimulus.amplitude_ma
     if name == "contact_current_ma":
         return signed.abs()
@@ -147,7 +178,7 @@ def _current_reading(name: str, stimulus: Stimulus, record: Record) -> Tensor:
     return (signed.abs() - kept).clamp_min(0.0)
 
 
-def _charge_reading(name: str, stimulus: Stimulus, record: Record) -> Tensor:
+def _charge_reading(name: str, stimulus: Stimulus, record: Account) -> Tensor:
     charge = stimulus.phase_charge_uc.abs()
     if name == "phase_charge_uc":
         return charge
@@ -160,12 +191,14 @@ def _charge_reading(name: str, stimulus: Stimulus, record: Record) -> Tensor:
     return torch.where(driven, share, 0.0)
 
 
-def _timing_reading(name: str, stimulus: Stimulus, record: Record) -> Tensor:
-    if not len(record.start_s):
+def _timing_reading(name: str, stimulus: Stimulus, record: Account) -> Tensor:
+    latest = record.latest()
+    if latest is None:
         return torch.full_like(stimulus.onset_s, math.inf if name == "interval_s" else 0.0)
-    last = torch.stack([record.start_s.argmax(), (record.start_s + record.train_s).argmax()])  # to begin, and to end
-    elapsed = record.now_s + stimulus.onset_s.unsqueeze(-1) - record.start_s[last]  # [*batch, 2]
-    elapsed = elapsed.nan_to_num(nan=0.0).clamp_min(0.0)  # an unknown time and a clock set back count as no time
+    began_s, lasted_s = latest
+    elapsed = (record.now_s + stimulus.onset_s).unsqueeze(-1) - began_s  # [*batch, 2]
+    elapsed = elapsed.nan_to_num(nan=0.0, posinf=math.inf)
+    elapsed = elapsed.clamp_min(0.0)  # an unknown time and a clock set back count as no time
     if name == "interval_s":
         return elapsed.amin(-1)
-    return (record.train_s[last] / elapsed.clamp_min(_INSTANT_S)).amax(-1)
+    return (lasted_s / elapsed.clamp_min(_INSTANT_S)).amax(-1)
