@@ -21,7 +21,7 @@ from .safety_readings import DOSE_WINDOW_S
 from .stimulus import Stimulus
 from .waveform import train_s
 
-BUCKETS = 30  # a dose window is told to a thirtieth: 2 s of a minute, 2 minutes of an hour
+BUCKETS = 12  # a dose window is told to a twelfth: 5 s of a minute, 5 minutes of an hour
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Ledger:
         widths = self.dose_uc.new_tensor([window / BUCKETS for window in DOSE_WINDOW_S.values()])
         newest = torch.maximum((time_s.nan_to_num(nan=-math.inf).unsqueeze(-1) / widths).floor(), self.bucket)
         passed = newest - self.bucket  # [*batch, window]
+        if not bool((passed > 0).any()):  # nearly always so for short windows: nothing to empty
+            return replace(self, now_s=time_s)
         place = torch.arange(BUCKETS + 1, dtype=widths.dtype, device=widths.device)
         behind = (self.bucket.unsqueeze(-1) - place) % (BUCKETS + 1)  # how many buckets ago each place was written
         over = behind + passed.unsqueeze(-1) > BUCKETS
@@ -74,14 +76,14 @@ class Ledger:
         later = starts + length >= (self.began_s + self.lasted_s)[..., 1]
         renewed = torch.stack([sounding, sounding & later], -1)
         dose = exact.phase_charge_uc.abs() * exact.pulses.unsqueeze(-1)  # [*batch, contact]
-        place = torch.arange(BUCKETS + 1, dtype=dose.dtype, device=dose.device)
-        here = (place == (self.bucket % (BUCKETS + 1)).unsqueeze(-1)).to(dose)  # [*batch, window, bucket]
+        here = (self.bucket % (BUCKETS + 1)).long()[..., None, None].expand(*self.bucket.shape, 1, dose.shape[-1])
+        spread = dose[..., None, None, :].expand(here.shape)  # [*batch, window, 1, contact]
         return replace(
             self,
             began_s=torch.where(renewed, starts.unsqueeze(-1), self.began_s),
             lasted_s=torch.where(renewed, length.unsqueeze(-1), self.lasted_s),
             last_ma=torch.where(sounding.unsqueeze(-1), exact.amplitude_ma, self.last_ma),
-            dose_uc=self.dose_uc + here.unsqueeze(-1) * dose.unsqueeze(-2).unsqueeze(-2),
+            dose_uc=self.dose_uc.scatter_add(-2, here, spread),
         )
 
     def dose_within(self, window_s: float) -> Float[Tensor, "*batch contact"]:

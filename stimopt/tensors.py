@@ -6,6 +6,7 @@ that trial 7 of run 3 draws the same numbers whether or not trials 1 to 6 were r
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
@@ -18,6 +19,8 @@ from torch import Tensor
 from .errors import ShapeError
 
 Noun = TypeVar("Noun")
+
+_HASHED_NUMBERS = 256  # beyond, a generator for each row is faster: measured with 4096 rows on one CPU
 
 Batch = Float[Tensor, "*batch"]
 Unit = Float[Tensor, "*batch dimension"]
@@ -44,13 +47,42 @@ def row_noise(keys: Int[Tensor, "*batch"], shape: Sequence[int], salt: int, like
     """Standard normal noise, `shape` per batch row, that depends only on the row's key and `salt`.
 
     A row gets the same noise alone as in any batch. Drawn in float32 on the CPU, then moved to the
-    device and dtype of `like`, so float32 and float64 runs see the same path.
+    device and dtype of `like`, so float32 and float64 runs see the same path. Few numbers a row are
+    hashed for all rows at once, many are drawn row by row, which is slower to begin and faster to go on.
     """
+    if math.prod(shape) <= _HASHED_NUMBERS:
+        return _hashed_normals(keys.cpu(), math.prod(shape), salt).reshape((*keys.shape, *shape)).to(like)
     rows = [
         torch.randn(tuple(shape), generator=torch.Generator().manual_seed(stream_seed(int(key), salt)))
         for key in keys.reshape(-1)
     ]
     return torch.stack(rows).reshape((*keys.shape, *shape)).to(like)
+
+
+def _hashed_normals(keys: Tensor, count: int, salt: int) -> Tensor:
+    """`count` normals per key, `[*batch, count]` in float32: SplitMix64 of key, salt and place, then Box and Muller.
+
+    References: Steele, Lea and Flood 2014, OOPSLA 49:453-472; Box and Muller 1958, Ann Math Stat 29:610-611.
+    """
+    places = torch.arange((count + 1) // 2, dtype=torch.int64) + 1
+    begin = (keys ^ _wrapped(salt * 0x9E3779B97F4A7C15)).unsqueeze(-1)
+    bits = _mixed(_mixed(begin) + places * _wrapped(0x9E3779B97F4A7C15))  # [*batch, half of the count]
+    uniform = [((half & 0xFFFFFFFF).double() + 0.5) / 2**32 for half in (bits, bits >> 32)]
+    radius = (-2 * uniform[0].log()).sqrt()
+    angle = 2 * math.pi * uniform[1]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], -1)[..., :count].float()
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """The finaliser of SplitMix64; whole numbers wrap round, shifts bring in zeros."""
+    bits = (bits ^ ((bits >> 30) & (2**34 - 1))) * _wrapped(0xBF58476D1CE4E5B9)
+    bits = (bits ^ ((bits >> 27) & (2**37 - 1))) * _wrapped(0x94D049BB133111EB)
+    return bits ^ ((bits >> 31) & (2**33 - 1))
+
+
+def _wrapped(number: int) -> int:
+    """A whole number as the 64-bit one with sign that has the same last 64 bits."""
+    return (number + 2**63) % 2**64 - 2**63
 
 
 @contextmanager
