@@ -1,9 +1,10 @@
 """From potentials of regions to voltages of channels: a lead field, a montage, an amplifier.
 
-A contact hears each region with a weight that falls with distance; channels take
-differences of contacts as the montage says; the amplifier adds white noise of its own to
-every channel. No stimulation artefact is added: what a channel shows during a pulse is
-tissue alone, as after perfect artefact removal.
+A contact hears each region as the lead field says (see `lead_field`); channels take differences
+of contacts as the montage says, and a `CommonAverage` part takes the mean of all away. White
+noise is added to every channel, then the parts of the amplifier do their work, one after the
+other (see `amplifier`). Without parts, no stimulation artefact is added: what a channel shows
+during a pulse is tissue alone, as after perfect artefact removal.
 
 Input   [*batch, region, time]    mV, the population's potential
 Output  [*batch, channel, time]   uV
@@ -11,33 +12,40 @@ Output  [*batch, channel, time]   uV
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from stimopt.errors import MontageError
+from stimopt.errors import ShapeError
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import row_noise
 
-REACH_MM = 3.0  # chosen; published reach runs from 0.25 mm (Katzner 2009) to 1 cm (Kajikawa and Schroeder 2011)
-UV_PER_MV = 100.0  # extracellular uV per mV of postsynaptic potential; gives the tens to hundreds of uV of sEEG
+from .amplifier import Band, Part, Saturation, SensedWindow
+from .artefact import Artefact, artefact_coupling
+from .interference import Background, LineNoise, WhiteNoise
+from .lead_field import REACH_MM, UV_PER_MV, contact_places, distance_lead_field
+
+PAIR_HUM = 0.1  # chosen: what a difference of two contacts keeps of the mains, since their impedances differ
+RANGE_UV = 8192.0  # the +-8 mV of a common research amplifier (Blackrock Cerebus)
 
 
 @dataclass(frozen=True)
 class Sensing:
-    """How channels hear regions. Built by `distance_sensing`.
+    """How channels hear regions. Built by `distance_sensing`, or by `lead_field_sensing` from any lead field.
 
     Attributes:
         uv_per_mv: Lead field, channels as the montage reads them.
-        noise_uv: Standard deviation of each sample's noise, independent over channels and time.
+        noise_uv: Standard deviation of each sample's white noise, independent over channels and time; comes before
+            the parts.
+        parts: What the amplifier does, in this order.
     """
 
     uv_per_mv: Float[Tensor, "channel region"]
     noise_uv: float = 0.0
+    parts: tuple[Part, ...] = ()
 
     def clean_uv(self, potential_mv: Float[Tensor, "*batch region time"]) -> Float[Tensor, "*batch channel time"]:
-        """What the channels would read without noise."""
+        """What the channels would read without noise and without an amplifier."""
         return self.uv_per_mv @ potential_mv
 
     def signal_uv(
@@ -49,11 +57,43 @@ class Sensing:
         keys: Int[Tensor, "*batch"],
         salt: int,
     ) -> Float[Tensor, "*batch channel time"]:
-        """What the channels read during `stimulus`. A row's noise depends on its key and the salt alone."""
-        clean = self.clean_uv(potential_mv)
-        if self.noise_uv == 0:
-            return clean
-        return clean + self.noise_uv * row_noise(keys, clean.shape[-2:], salt, clean)
+        """What the channels read during `stimulus`. A row's noise depends on its key and the salt alone.
+
+        Differentiable in potential and stimulus, as far as the parts are.
+        """
+        signal = self.clean_uv(potential_mv)
+        if self.noise_uv != 0:
+            signal = signal + self.noise_uv * row_noise(keys, signal.shape[-2:], salt, signal)
+        for place, part in enumerate(self.parts):
+            # negative, so that no part shares its noise with another use of the row's key
+            signal = part.applied(signal, SensedWindow(stimulus, rate_hz, keys, -(salt * 256 + place + 1)))
+        return signal
+
+
+def lead_field_sensing(
+    montage: Montage,
+    uv_per_mv: Float[Tensor, "contact region"],
+    *,
+    noise_uv: float = 0.0,
+    parts: tuple[Part, ...] = (),
+) -> Sensing:
+    """A lead field from regions to contacts, read through `montage`: depth and subdural contacts, or the scalp.
+
+    Args:
+        montage: Its channels are read.
+        uv_per_mv: Voltage at each contact per mV of each region.
+        noise_uv: Standard deviation of the white noise per sample.
+        parts: What the amplifier does, in this order.
+
+    Raises:
+        ShapeError: If the lead field has another number of contacts than the montage.
+    """
+    if uv_per_mv.shape[0] != len(montage.contacts):
+        raise ShapeError(
+            f"uv_per_mv must be [contact, region] with the montage's {len(montage.contacts)} contacts, "
+            f"got {list(uv_per_mv.shape)}; build it from the places of those contacts."
+        )
+    return Sensing(montage.channel_matrix.to(uv_per_mv) @ uv_per_mv, noise_uv, parts)
 
 
 def distance_sensing(
@@ -63,6 +103,7 @@ def distance_sensing(
     reach_mm: float = REACH_MM,
     uv_per_mv: float = UV_PER_MV,
     noise_uv: float = 0.0,
+    parts: tuple[Part, ...] = (),
 ) -> Sensing:
     """A lead field of uv_per_mv / (1 + (r / reach)^2) from regions to contacts, read through `montage`.
 
@@ -71,13 +112,39 @@ def distance_sensing(
         region_mm: Places of the regions, in the montage's frame.
         reach_mm: Distance at which half of the voltage is left; farther off it falls like a dipole's.
         uv_per_mv: Voltage at the region itself per mV of its potential.
-        noise_uv: Standard deviation of the amplifier's noise per sample.
+        noise_uv: Standard deviation of the amplifier's white noise per sample.
+        parts: What the amplifier does, in this order.
 
     Raises:
         MontageError: If the place of a contact is not known.
     """
-    places = montage.contact_position_mm.to(region_mm)
-    if bool(places.isnan().any()):
-        raise MontageError("a lead field needs position_mm of every contact; some are unknown.")
-    heard = uv_per_mv / (1 + (torch.cdist(places, region_mm) / reach_mm).square())  # [contact, region]
-    return Sensing(montage.channel_matrix.to(heard) @ heard, noise_uv)
+    heard = distance_lead_field(contact_places(montage, region_mm), region_mm, reach_mm=reach_mm, uv_per_mv=uv_per_mv)
+    return lead_field_sensing(montage, heard, noise_uv=noise_uv, parts=parts)
+
+
+def clinical_amplifier(
+    montage: Montage, *, mains_hz: float = 50.0, noise_uv: float = 5.0, range_uv: float = RANGE_UV
+) -> tuple[Part, ...]:
+    """Parts of an ordinary recording, in nature's order: 1/f background, stimulation artefact, mains, white noise,
+    AC coupling at 0.3 Hz, rails with 2 ms of recovery.
+
+    Background arises at the contacts, so bipolar channels share it; hum is a tenth as large in a pair. Leave out,
+    replace or add parts as a study needs: the tuple is plain.
+
+    Args:
+        montage: Its channels are read.
+        mains_hz: 50 or 60.
+        noise_uv: Standard deviation of the amplifier's own noise per sample.
+        range_uv: Largest voltage that is read.
+
+    Raises:
+        MontageError: If the place of a contact is not known.
+    """
+    return (
+        Background(mixing=montage.channel_matrix),
+        Artefact(artefact_coupling(montage)),
+        LineNoise(mains_hz, gain=montage.channel_matrix.sum(-1).clamp_min(PAIR_HUM)),
+        WhiteNoise(noise_uv),
+        Band(low_hz=0.3),
+        Saturation(range_uv, recovery_s=2e-3),
+    )

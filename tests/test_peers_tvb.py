@@ -12,6 +12,10 @@ import pytest
 import torch
 
 from stimopt.simulators import JansenRit, Network, heun, rk4, simulate
+from stimopt.simulators.epileptor import Epileptor, coupling_entry
+from stimopt.simulators.hopf import StuartLandau
+from stimopt.simulators.montbrio import MontbrioPazoRoxin
+from stimopt.simulators.wilson_cowan import WilsonCowan
 
 pytestmark = pytest.mark.peers
 DT_MS = 0.1
@@ -100,3 +104,54 @@ def test_a_jansen_rit_network_agrees_within_their_single_precision(speed_m_s):
     network = Network(jansen_rit(), tensor(WEIGHTS), gain=10.0, delay_s=delays)
     start = (JR_START * JR_UNITS[..., 0]).T
     assert disagreement(ours(network, start, 10_000), reference * JR_UNITS) < 1e-4
+
+
+def their_and_our_circuit(name: str):
+    """A model of theirs, ours with the same constants, a start [state, region] and the coupling both use."""
+    lab = pytest.importorskip("tvb.simulator.lab", reason="needs the peers extra")
+    difference = lab.coupling.Difference(a=np.array([1.0]))
+    four, spread = torch.ones(4, dtype=torch.float64), np.array([1.0, 0.9, 1.1, 0.8])
+    if name == "wilson-cowan":
+        model = lab.models.WilsonCowan(P=np.array([1.25]))
+        ours = WilsonCowan(1.25 * four)
+        return (
+            model,
+            ours,
+            {"gain": 0.8},
+            np.array([[0.2] * 4, [0.1] * 4]) * spread,
+            lab.coupling.Linear(a=np.array([0.8])),
+        )
+    if name == "hopf":
+        model = lab.models.SupHopf(a=np.array([0.1]), omega=np.array([0.06]))
+        ours = StuartLandau(0.06 * four, bifurcation=0.1, unit_s=1e-3)
+        entry = {"entry": torch.eye(2, dtype=torch.float64), "diffusive": True}
+        return model, ours, entry, np.array([[0.3] * 4, [-0.2] * 4]) * spread, difference
+    if name == "montbrio":
+        model = lab.models.MontbrioPazoRoxin(cr=np.array([1.0]), cv=np.array([0.3]))
+        ours = MontbrioPazoRoxin(-5.0 * four, unit_s=1e-3)
+        entry = {"entry": tensor([[1.0, 0.3]])}
+        return model, ours, entry, np.array([[0.3] * 4, [-1.0] * 4]) * spread, lab.coupling.Linear(a=np.array([1.0]))
+    model = lab.models.Epileptor(Kvf=np.array([0.1]), Kf=np.array([0.05]), Ks=np.array([-0.2]), x0=np.array([-1.6]))
+    ours = Epileptor(-1.6 * four, permittivity_rate=0.00035, return_gain=0.1, unit_s=1e-3)
+    start = np.array([[-1.6] * 4, [-11.0] * 4, [3.1] * 4, [-1.0] * 4, [0.01] * 4, [-0.1] * 4]) * spread
+    entry = {"entry": coupling_entry(tensor(WEIGHTS), 0.1, 0.05, -0.2), "diffusive": True}
+    return model, ours, entry, start, difference
+
+
+CIRCUITS = ("wilson-cowan", "hopf", "montbrio", "epileptor")
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_single_circuits_agree_to_a_millionth_over_a_second(name):
+    model, circuit, _, start, _ = their_and_our_circuit(name)
+    assert disagreement(ours(circuit, start.T, 10_000), theirs(model, start)) < 1e-6
+
+
+@pytest.mark.parametrize("speed_m_s", [np.inf, 3.0])
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_networks_agree_within_their_single_precision(name, speed_m_s):
+    model, circuit, joined, start, coupling = their_and_our_circuit(name)
+    delays = None if np.isinf(speed_m_s) else delays_s(speed_m_s)
+    network = Network(circuit, tensor(0.2 * WEIGHTS), delay_s=delays, **joined)
+    reference = theirs(model, start, coupling=coupling, weights=0.2 * WEIGHTS, speed_m_s=speed_m_s)
+    assert disagreement(ours(network, start.T, 10_000), reference) < 1e-4
