@@ -1,10 +1,12 @@
 """Virtual patients: the same circuits in other heads, other places, other days.
 
-A patient is a number. It fixes the anatomy (regions and tracts made at run time, two sEEG
+Two ready ones are a number each: it fixes the anatomy (regions and tracts made at run time, two sEEG
 shafts near two of the regions), the circuit's parameters within published ranges, and so
-the best place and dose, which differ between patients. All of it is simulated.
+the best place and dose, which differ between patients. `cohort` draws patients from a whole population,
+with wiring, lesions, electrodes, delays, noise and side effects of their own, and keeps each as data. All of it is
+simulated.
 
-What to search for in each, with a train that fills the window (onset 0, as long as the
+What to search for in the ready ones, with a train that fills the window (onset 0, as long as the
 window): a train that begins or ends inside it adds slow waves of its own to the band.
 
 jansen_rit_patient: `BandPower((8, 13), better="lower")`. Enough current at the right pair
@@ -18,24 +20,22 @@ rings. More current always rings more, up to saturation; price it with `Charge`.
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from stimopt.errors import ConfigError
-from stimopt.montage import Contact, Montage, monopolar
+from stimopt.montage import Channel, Montage
 from stimopt.tensors import generator, stream_seed
 
-from .connectome import Connectome, ball_connectome
-from .drive import point_source_drive
+from .connectome import Connectome
+from .implanted import ball_anatomy, twin_in_head
+from .implants import implant
 from .jansen_rit import JansenRit
 from .linear import LinearOscillator, exact_step
 from .network import Network
-from .sensing import distance_sensing
+from .patient import BALL, Anatomy, VirtualPatient
+from .population import Population, drawn, drawn_count, drawn_parameters
+from .single_pulses import single_pulse_schedule
 from .twin import Twin
-
-PITCH_MM = 3.5  # centre to centre on common sEEG electrodes (2 mm contacts, 1.5 mm between)
-AREA_CM2 = 0.05  # 0.8 mm x 2 mm cylinder
-SENSOR_NOISE_UV = 5.0  # standard deviation per sample, as of a clinical amplifier with its leads
 
 
 def jansen_rit_patient(
@@ -69,7 +69,7 @@ def jansen_rit_patient(
         ConfigError: If there are fewer than 4 contacts or regions.
     """
     source = generator(patient, "jansen-rit", "parameters")
-    connectome, montage, focus = _anatomy(patient, regions, contacts)
+    connectome, montage, focus = _checked_anatomy(patient, regions, contacts)
     strongest = int(connectome.weights[focus].argmax())
     afferents_hz = _uniform(source, 40.0, 75.0, regions)
     afferents_hz[[focus, strongest]] = _uniform(source, 120.0, 200.0, 2)
@@ -82,11 +82,11 @@ def jansen_rit_patient(
         excitation_per_s=100.0 * pace,
         inhibition_per_s=50.0 * pace,
     )
-    return Twin(
-        circuit=Network(circuit, connectome.received, gain=float(_uniform(source, 5.0, 10.0, 1))),
-        drive=point_source_drive(montage, connectome.centre_mm, follow_hz=float(_uniform(source, 45.0, 90.0, 1))),
-        sensing=distance_sensing(montage, connectome.centre_mm, noise_uv=SENSOR_NOISE_UV),
-        montage=montage,
+    return twin_in_head(
+        Network(circuit, connectome.received, gain=float(_uniform(source, 5.0, 10.0, 1))),
+        connectome.centre_mm,
+        montage,
+        follow_hz=float(_uniform(source, 45.0, 90.0, 1)),
         window_s=window_s,
         dt_s=dt_s,
         rate_hz=rate_hz,
@@ -117,7 +117,7 @@ def linear_patient(
         ConfigError: If there are fewer than 4 contacts or regions.
     """
     source = generator(patient, "linear", "parameters")
-    connectome, montage, _ = _anatomy(patient, regions, contacts)
+    connectome, montage, _ = _checked_anatomy(patient, regions, contacts)
     circuit = LinearOscillator(
         natural_per_s=2 * math.pi * _uniform(source, 7.0, 14.0, regions),
         damping_per_s=_uniform(source, 4.0, 10.0, regions),
@@ -126,11 +126,11 @@ def linear_patient(
     )
     network = Network(circuit, connectome.received, gain=float(_uniform(source, 4.0, 8.0, 1)))
     dt_s = 1e-3
-    return Twin(
-        circuit=network,
-        drive=point_source_drive(montage, connectome.centre_mm, follow_hz=float(_uniform(source, 45.0, 90.0, 1))),
-        sensing=distance_sensing(montage, connectome.centre_mm, noise_uv=SENSOR_NOISE_UV),
-        montage=montage,
+    return twin_in_head(
+        network,
+        connectome.centre_mm,
+        montage,
+        follow_hz=float(_uniform(source, 45.0, 90.0, 1)),
         window_s=window_s,
         dt_s=dt_s,
         scheme=exact_step(network, dt_s),
@@ -138,48 +138,112 @@ def linear_patient(
     )
 
 
-def two_shafts(
-    targets_mm: Float[Tensor, "2 3"], contacts: int, source: torch.Generator, *, miss_mm: float = 2.0
-) -> Montage:
-    """Two sEEG electrodes, A and B, each passing `miss_mm` beside its target, monopolar.
+def cohort(
+    n: int, seed: int, *, group: Connectome | None = None, regions: int = 16, population: Population | None = None
+) -> tuple[VirtualPatient, ...]:
+    """Patients drawn from a population; patient i is the same in a cohort of any size.
 
-    Directions are random and nearly sideways, as electrodes are implanted; the target lies beside any contact but the
-    first and the last.
+    Args:
+        n: How many.
+        seed: Of the cohort.
+        group: A connectome with places, such as `read_connectome` gives, that every head varies; without one, every
+            patient has a ball of tissue of its own, made at run time.
+        regions: How many regions a ball has.
+        population: What is drawn from; Jansen-Rit patients by default.
 
     Raises:
-        ConfigError: If there are fewer than 4 contacts.
+        ConfigError: If n is negative, or lesions would leave fewer than 4 regions.
+        MontageError: If the group connectome has no places.
     """
-    if contacts < 4:
-        raise ConfigError(f"contacts is {contacts}; two shafts need at least 4, two on each.")
-    made: list[Contact] = []
-    for shaft, target, count in zip("AB", targets_mm, (contacts - contacts // 2, contacts // 2), strict=True):
-        along = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64) + 0.4 * _normal(source, 3)
-        along = along / along.norm()
-        beside = torch.linalg.cross(along, _normal(source, 3))
-        beside = beside / beside.norm()
-        nearest = 1 + (count - 3) * torch.rand((), generator=source, dtype=torch.float64)
-        for i in range(count):
-            place = target + miss_mm * beside + (i - nearest) * PITCH_MM * along
-            made.append(Contact(f"{shaft}{i + 1}", tuple(place.tolist()), AREA_CM2, "depth", shaft))
-    return monopolar(made, frame="virtual")
+    if n < 0:
+        raise ConfigError(f"n is {n}; ask for 0 patients or more.")
+    kind = Population() if population is None else population
+    whole = regions if group is None else len(group.names)
+    if whole - kind.lost_regions[1] < 4:
+        raise ConfigError(
+            f"{whole} regions, of which a lesion may remove {kind.lost_regions[1]}, leave fewer than 4; "
+            "give more regions or spare some."
+        )
+    return tuple(_patient(number, seed, group, whole, kind) for number in range(n))
 
 
-def _anatomy(patient: int, regions: int, contacts: int) -> tuple[Connectome, Montage, int]:
-    """Regions and tracts, electrodes, and the focus: the innermost region, which one of the shafts aims at."""
+def _patient(number: int, seed: int, group: Connectome | None, regions: int, kind: Population) -> VirtualPatient:
+    def source(part: str) -> torch.Generator:
+        return generator(seed, "patient", number, part)
+
+    anatomy = _drawn_anatomy(stream_seed(seed, "patient", number, "head"), group, regions, kind, source("lesion"))
+    connectome = anatomy.connectome(group)
+    foci, targets = _aims(connectome, drawn_count(kind.shafts, source("shafts")), source("targets"))
+    counts = {name: drawn_count(getattr(kind, name), source(name)) for name in ("strips", "leads")}
+    montage = _with_dropped(implant(connectome.centre_mm, targets, source("implant"), **counts), kind, source("drop"))
+    tract, day = source("tracts"), source("day")
+    median_ma, log_spread = kind.side_effect_ma
+    scatter = torch.randn(len(montage.contacts), generator=source("side effects"), dtype=torch.float64)
+    pairs = len(montage.neighbour_pairs())
+    return VirtualPatient(
+        name=f"{kind.circuit.__name__}-{seed}-{number}",
+        anatomy=Anatomy(**{**vars(anatomy), "fingerprint": connectome.fingerprint}),
+        montage=montage,
+        circuit=kind.circuit,
+        parameters=drawn_parameters(kind.ranges, len(connectome.names), foci, source("parameters")),
+        gain=drawn(kind.gain, tract),
+        speed_m_s=None if kind.speed_m_s is None else drawn(kind.speed_m_s, tract),
+        twin_options={
+            **{name: drawn(getattr(kind, name), day) for name in _OF_THE_DAY},
+            **{name: getattr(kind, name) for name in ("window_s", "rate_hz", "dt_s")},
+            **{name: drawn(interval, source(name)) for name, interval in kind.more.items()},
+        },
+        vigilance=None if kind.vigilance is None else {name: drawn(of, day) for name, of in kind.vigilance.items()},
+        side_effect_ma=tuple(median_ma * math.exp(log_spread * z) for z in scatter.tolist()),
+        schedule=single_pulse_schedule(
+            montage, source("schedule"), protocol=kind.protocol, sites=min(kind.sites, pairs)
+        ),
+        group=group,
+    )
+
+
+_OF_THE_DAY = ("follow_hz", "uv_per_mv", "noise_uv", "drift", "drift_windows")
+
+
+def _drawn_anatomy(
+    seed: int, group: Connectome | None, regions: int, kind: Population, source: torch.Generator
+) -> Anatomy:
+    """Wiring, and a lesion of some of the tracts and regions."""
+    whole = Anatomy(
+        BALL if group is None else group.fingerprint, regions, seed, kind.weight_log_spread, kind.length_log_spread
+    )
+    weights = whole.connectome(group).weights
+    tracts = (weights + weights.mT).triu(1).nonzero().tolist()
+    lost = round(drawn(kind.lost_tract_share, source) * len(tracts))
+    cut = sorted(torch.randperm(len(tracts), generator=source)[:lost].tolist())
+    gone = torch.randperm(regions, generator=source)[: drawn_count(kind.lost_regions, source)]
+    lesion = {
+        "lost_tracts": tuple((i, j) for i, j in (tracts[k] for k in cut)),
+        "lost_regions": tuple(sorted(gone.tolist())),
+    }
+    return Anatomy(**{**vars(whole), **lesion})
+
+
+def _aims(connectome: Connectome, shafts: int, source: torch.Generator) -> tuple[list[int], list[int]]:
+    """The focus with the region that sends most to it, and what the shafts aim at, the focus first."""
+    focus = int(torch.randint(len(connectome.names), (), generator=source))
+    order = torch.randperm(len(connectome.names), generator=source).tolist()
+    others = [region for region in order if region != focus]
+    return [focus, int(connectome.weights[focus].argmax())], [focus, *others][:shafts]
+
+
+def _with_dropped(montage: Montage, kind: Population, source: torch.Generator) -> Montage:
+    """Without the channels that are not recorded; one at least stays. Current still enters through their contacts."""
+    lost = torch.rand(len(montage.channels), generator=source, dtype=torch.float64) < kind.dropped_share
+    kept: list[Channel] = [c for c, gone in zip(montage.channels, lost.tolist(), strict=True) if not gone]
+    return Montage(montage.contacts, tuple(kept or montage.channels[:1]), montage.frame)
+
+
+def _checked_anatomy(patient: int, regions: int, contacts: int) -> tuple[Connectome, Montage, int]:
     if regions < 4:
         raise ConfigError(f"regions is {regions}; a virtual patient needs at least 4.")
-    connectome = ball_connectome(regions, stream_seed(patient, "anatomy"))
-    source = generator(patient, "electrodes")
-    order = connectome.centre_mm.norm(dim=-1).argsort()
-    focus, other = int(order[0]), int(order[1 + int(torch.randint(regions // 2, (), generator=source))])
-    first_hits = float(torch.rand((), generator=source)) < 0.5
-    targets = [focus, other] if first_hits else [other, focus]
-    return connectome, two_shafts(connectome.centre_mm[targets], contacts, source), focus
+    return ball_anatomy(patient, regions, contacts)
 
 
 def _uniform(source: torch.Generator, low: float, high: float, count: int) -> Tensor:
     return low + (high - low) * torch.rand(count, generator=source, dtype=torch.float64)
-
-
-def _normal(source: torch.Generator, count: int) -> Tensor:
-    return torch.randn(count, generator=source, dtype=torch.float64)

@@ -1,13 +1,16 @@
-"""Which regions there are, where, and how strongly tracts join them: made at run time, or read.
+"""Which regions there are, where, and how strongly tracts join them: made at run time, or read; then one head's own.
 
 Tract weights fall exponentially with distance and spread lognormally around that, in
-macaque and mouse cortex alike; one length suffices to describe the fall.
+macaque and mouse cortex alike; one length suffices to describe the fall. One head differs
+from the group by a lognormal factor on each tract, and by what a lesion took away.
 
 References: Ercsey-Ravasz et al. 2013, Neuron 80:184-197 (the rule; 0.19 per mm in macaque);
 Betzel and Bassett 2018, PNAS 115:E4880-E4889 (weights and their distances across species).
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +22,9 @@ from stimopt.tensors import generator
 
 DECAY_PER_MM = 0.19  # Ercsey-Ravasz et al. 2013, macaque cortex
 LOG_SPREAD = 1.0  # weights span orders of magnitude at any distance (Ercsey-Ravasz et al. 2013); ours one, cautiously
+WEIGHT_LOG_SPREAD = 0.3  # of one head around the group; chosen, no figure was found that fits every tractography
+LENGTH_LOG_SPREAD = 0.05  # chosen: heads differ less in size than in wiring
+_FACTOR_DECIMALS = 6  # factors are rounded, so that a last digit that differs between machines does not make two heads
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ class Connectome:
         """Weights scaled so that every region receives 1 in all; a region without tracts receives 0."""
         total = self.weights.sum(-1, keepdim=True)
         return self.weights / torch.where(total > 0, total, 1.0)
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of names and numbers: two connectomes with the same one are the same to the bit."""
+        digest = hashlib.sha256("\n".join(self.names).encode())
+        for part in (self.centre_mm, self.weights, self.tract_mm):
+            digest.update(part.detach().to("cpu", torch.float64).contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def delays_s(self, speed_m_s: float) -> Float[Tensor, "region region"]:
         """Conduction delays at a speed in m/s (which is mm/ms), 0 where there is no tract.
@@ -129,6 +143,68 @@ def ball_connectome(regions: int, seed: int, *, radius_mm: float = 15.0, apart_m
     radius_mm = max(radius_mm, 0.9 * apart_mm * regions ** (1 / 3))  # random packing fills about a tenth of a ball
     centre_mm = scattered_centres(regions, generator(seed, "centres"), radius_mm=radius_mm, apart_mm=apart_mm)
     return exponential_distance_connectome(centre_mm, generator(seed, "tracts"))
+
+
+def perturbed(
+    group: Connectome,
+    source: torch.Generator,
+    *,
+    weight_log_spread: float = WEIGHT_LOG_SPREAD,
+    length_log_spread: float = LENGTH_LOG_SPREAD,
+) -> Connectome:
+    """One head around a group: each tract's weight and length times a lognormal factor of median 1.
+
+    A tract has the same factor in both directions; where there is no tract, none appears. Places stay.
+
+    Args:
+        group: The connectome to vary.
+        source: Draws the factors, weights first.
+        weight_log_spread: Standard deviation of the natural logarithm of the weights' factor; 0 leaves them.
+        length_log_spread: The same of the lengths' factor.
+    """
+    weights = group.weights * _factors(group.weights, weight_log_spread, source)
+    return replace(group, weights=weights, tract_mm=group.tract_mm * _factors(weights, length_log_spread, source))
+
+
+def _factors(like: Tensor, log_spread: float, source: torch.Generator) -> Tensor:
+    upper = torch.randn(like.shape, generator=source, dtype=like.dtype, device=source.device).triu(1)
+    return ((upper + upper.mT) * log_spread).exp().round(decimals=_FACTOR_DECIMALS).to(like)
+
+
+def without_tracts(connectome: Connectome, tracts: Sequence[tuple[int, int]]) -> Connectome:
+    """The connectome after tracts between pairs of regions were cut, in both directions.
+
+    Raises:
+        ShapeError: If a pair names a region that is not there.
+    """
+    _require_regions(connectome, [region for pair in tracts for region in pair])
+    weights = connectome.weights.clone()
+    for one, other in tracts:
+        weights[one, other] = weights[other, one] = 0.0
+    return replace(connectome, weights=weights)
+
+
+def without_regions(connectome: Connectome, regions: Sequence[int]) -> Connectome:
+    """The connectome after regions were removed with all their tracts; the others keep their order.
+
+    Raises:
+        ShapeError: If a region is not there, or none would be left.
+    """
+    _require_regions(connectome, regions)
+    kept = [i for i in range(len(connectome.names)) if i not in set(regions)]
+    if not kept:
+        raise ShapeError(f"all {len(connectome.names)} regions would be removed; leave at least one.")
+    names = tuple(connectome.names[i] for i in kept)
+    weights, tract_mm = (part[kept][:, kept] for part in (connectome.weights, connectome.tract_mm))
+    return Connectome(names, connectome.centre_mm[kept], weights, tract_mm)
+
+
+def _require_regions(connectome: Connectome, regions: Sequence[int]) -> None:
+    missing = sorted({i for i in regions if not 0 <= i < len(connectome.names)})
+    if missing:
+        raise ShapeError(
+            f"a lesion names regions {missing}; this connectome has regions 0 to {len(connectome.names) - 1}."
+        )
 
 
 def read_connectome(path: Path | str) -> Connectome:
