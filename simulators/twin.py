@@ -5,15 +5,23 @@ drifts: a slow random excitability, part of the state, is added to the drive of 
 regions and changes from window to window, so the best stimulus is not quite the same
 later. Noise comes from each row's own key, so a row answers the same in any batch.
 
+Parts that a patient may have and need not: an `Actuator`, which delivers unlike commanded, `Senses`, a
+`Vigilance` that changes between windows, and currents from which side effects begin. What was delivered and whether a
+side effect was felt are among a response's outcomes; the rest stays hidden in the state.
+
 State   "circuit"  [*batch, region, state]   the circuit's
         "emission", "slope_start", "slope_end"   what a network with delays emitted, see `Past`
         "drift"    [*batch]                  in standard deviations; 0 at the start of a session
         "key"      [*batch]                  whole number, renewed every window
+        "device_ma", "device_gain", "device_queue"   with an actuator, see there
+        "sensory"  [*batch, modality, step, 3]   with senses: firing on its way
+        "drowsy"   [*batch]                  with vigilance: 1 while drowsy
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,13 +34,19 @@ from stimopt.stimulus import Stimulus
 from stimopt.system import State, System
 from stimopt.tensors import map_tensors, row_keys, row_noise
 
-from .delays import Past, steps_ahead, steps_back, still_past
+from .actuator import Actuator
+from .card import parameter_hash
+from .delays import Past, steps_back, still_past
 from .drive import PointSourceDrive
 from .dynamics import Dynamics
+from .entry import Entry, background_weights, entries_of
 from .integrate import Scheme, rk4
 from .network import Network
+from .senses import Senses
 from .sensing import Sensing
 from .simulate import Simulation, Trajectory, simulate
+from .twin_parts import require_shapes, require_times
+from .vigilance import Vigilance
 
 _PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
 _KEY_SPAN = 2**62
@@ -57,14 +71,19 @@ class Twin(System):
         drift: Standard deviation, over a long session, of the slow excitability, in units of the circuit's drive.
         drift_windows: Windows after which the drift has forgotten 63 % of where it was.
         settle_s: Silent time simulated before a session starts, so that no window sees the circuit begin.
-        entry: How much of the afferent firing that a stimulus causes, in 1/s, goes to each input of the circuit, in the
-            input's unit per 1/s; None sends all of it to the first input as it is.
+        entry: What of a stimulus reaches each input of the circuit, by the input's name: an `Entry`, or a number for
+            all firing, in the input's unit per 1/s. None sends all firing to the first input as it is. Slow changes of
+            the background go where stimulated axons do, or else to the first input.
         play: What plays the circuit: `simulate`, or another that keeps its contract.
+        actuator: What stands between command and current; None delivers what is commanded.
+        senses: Pathways of the senses; a twin without refuses what is seen, heard or felt.
+        vigilance: Drowsiness that comes and goes between windows.
+        side_effect_ma: Current at each contact above which the outcome "side_effect" of a response is 1, not 0.
 
     Raises:
         ConfigError: If dt_s is larger than was tested for the circuit, or window, rate and step do not fit.
-            A step longer than the shortest delay, or an unknown input in `entry`, too.
-        ShapeError: If drive or sensing do not fit montage and regions.
+            A step longer than the shortest delay, an unknown input in `entry`, or senses that enter nowhere, too.
+        ShapeError: If drive, senses or sensing do not fit montage and regions.
     """
 
     circuit: Dynamics
@@ -78,41 +97,28 @@ class Twin(System):
     drift: float = 0.0
     drift_windows: float = 50.0
     settle_s: float = 1.0
-    entry: Mapping[str, float] | None = None
+    entry: Mapping[str, float | Entry] | None = None
     play: Simulation = simulate
+    actuator: Actuator | None = None
+    senses: Senses | None = None
+    vigilance: Vigilance | None = None
+    side_effect_ma: Float[Tensor, "*rows contact"] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.dt_s <= self.circuit.largest_dt_s:
-            raise ConfigError(
-                f"dt_s is {self.dt_s} s; the largest step tested for {type(self.circuit).__name__} is "
-                f"{self.circuit.largest_dt_s} s. Choose dt_s at or below it."
-            )
-        if isinstance(self.circuit, Network) and self.circuit.late is not None:
-            steps_ahead(self.circuit, self.dt_s)
-        unknown = sorted(set(self.entry or {}) - set(self.circuit.inputs))
-        if unknown:
-            raise ConfigError(
-                f"entry names {', '.join(unknown)}; the inputs of this circuit are {', '.join(self.circuit.inputs)}."
-            )
-        for name, ratio in (
-            ("dt_s into a sample", 1 / (self.rate_hz * self.dt_s)),
-            ("samples into window_s", self.window_s * self.rate_hz),
-        ):
-            if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6 * ratio:
-                raise ConfigError(
-                    f"{name} goes {ratio:g} times; it must be a whole number of times. "
-                    f"Change window_s ({self.window_s}), rate_hz ({self.rate_hz}) or dt_s ({self.dt_s})."
-                )
+        require_times(self.circuit, self.dt_s, self.rate_hz, self.window_s)
+        if self.senses is not None and not any(entry.sensory_hz for entry in self._entries):
+            raise ConfigError("this twin has senses that no input listens to; give an Entry some sensory_hz.")
+        entries_of(self.entry, self.circuit.inputs)
         regions, contacts, channels = self.regions, len(self.montage.contacts), len(self.montage.channels)
-        for part, matrix, shape in (
-            ("drive", self.drive.potential_mv_per_ma, (regions, contacts)),
-            ("sensing", self.sensing.uv_per_mv, (channels, regions)),
-        ):
-            if tuple(matrix.shape) != shape:
-                raise ShapeError(
-                    f"the {part} has a matrix of shape {list(matrix.shape)}, this montage and circuit need "
-                    f"{list(shape)}; build it from the same montage and places."
-                )
+        spikes = None if self.senses is None else self.senses.spikes
+        require_shapes(
+            {
+                "drive": (self.drive.potential_mv_per_ma, (regions, contacts)),
+                "sensing": (self.sensing.uv_per_mv, (channels, regions)),
+                "senses": (spikes, (regions,)),
+                "limit of side effects": (self.side_effect_ma, (contacts,)),
+            }
+        )
 
     @property
     def regions(self) -> int:
@@ -140,21 +146,30 @@ class Twin(System):
         elif isinstance(self.circuit, Network) and steps_back(self.circuit, self.dt_s):
             past = still_past(self.circuit, state, self.dt_s)
         session = {"circuit": state.contiguous(), "drift": rest.new_zeros(tuple(batch_shape)), "key": keys}
+        if self.actuator is not None:
+            session |= self.actuator.start(keys, rest.new_zeros(len(self.montage.contacts)))
+        if self.senses is not None:
+            session["sensory"] = self.senses.nothing_under_way(tuple(batch_shape), self.dt_s)
+        if self.vigilance is not None:
+            session["drowsy"] = rest.new_zeros(tuple(batch_shape))
         return session | _stored(past)
 
     def respond(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> tuple[Response, State]:
         """One window; see System. The first sample is the moment the window starts.
 
+        Outcomes: "delivered_ma" (largest current of a contact) and "delivered_pulses" with an actuator, "side_effect"
+        with `side_effect_ma`.
+
         Raises:
             ShapeError: If the batch of `stimulus` is not that of `state`.
             MontageError: If the stimulus is for other contacts.
-            StimulusError: If it also reaches the senses.
+            StimulusError: If it reaches senses that the twin has not.
         """
-        salt, potential_mv, after = self._window(state, stimulus, generator)
+        window = self._window(state, stimulus, generator)
         signal_uv = self.sensing.signal_uv(
-            potential_mv, stimulus, self.rate_hz, keys=state["key"], salt=8 * salt + _SENSOR
+            window.potential_mv, window.delivered, self.rate_hz, keys=state["key"], salt=8 * window.salt + _SENSOR
         )
-        return Response(self.montage, signal_uv, self.rate_hz), after
+        return Response(self.montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered)), window.after
 
     def activity_mv(
         self, state: State, stimulus: Stimulus, generator: torch.Generator
@@ -163,16 +178,53 @@ class Twin(System):
 
         The same state, stimulus and seed give the same activity as in `respond`. Raises as `respond`.
         """
-        _, potential_mv, after = self._window(state, stimulus, generator)
-        return potential_mv, after
+        window = self._window(state, stimulus, generator)
+        return window.potential_mv, window.after
 
-    def _window(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> tuple[int, Tensor, State]:
+    def delivered(self, state: State, stimulus: Stimulus) -> Stimulus:
+        """What `respond` would deliver of a command from this state: the command itself without an actuator.
+
+        Raises as `respond`, but for senses.
+        """
+        return self._actuated(state, stimulus)[0]
+
+    def card(self) -> dict[str, str | float]:
+        """What this twin is, to be kept beside its results; `parameters_sha256` is that of `parameter_hash`.
+
+        How the circuit is played (`play`) is left out: it must not change what is simulated.
+        """
+        circuit = self.circuit.circuit if isinstance(self.circuit, Network) else self.circuit
+        return {
+            "circuit": type(circuit).__name__,
+            "regions": float(self.regions),
+            "source": self.circuit.source,
+            "noise_convention": self.circuit.noise_convention,
+            "scheme": getattr(self.scheme, "__name__", type(self.scheme).__name__),
+            "dt_s": self.dt_s,
+            "largest_tested_dt_s": self.circuit.largest_dt_s,
+            "parameters_sha256": parameter_hash(replace(self, play=simulate)),
+        }
+
+    def _actuated(self, state: State, stimulus: Stimulus) -> tuple[Stimulus, State]:
+        """What is delivered, and the device after it."""
         self._require_own(state, stimulus)
+        command = stimulus.to(self.circuit.rest)
+        return (command, {}) if self.actuator is None else self.actuator.deliver(state, command, self.window_s)
+
+    def _outcomes(self, delivered: Stimulus) -> dict[str, Tensor]:
+        current = torch.where(delivered.pulses.unsqueeze(-1) > 0, delivered.amplitude_ma.abs(), 0.0)
+        outcomes: dict[str, Tensor] = {}
+        if self.actuator is not None:
+            outcomes |= {"delivered_ma": current.amax(-1), "delivered_pulses": delivered.pulses}
+        if self.side_effect_ma is not None:
+            outcomes["side_effect"] = (current > self.side_effect_ma).any(-1).to(current)
+        return outcomes
+
+    def _window(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> "_Window":
+        delivered, device = self._actuated(state, stimulus)
         salt = int(torch.randint(_KEY_SPAN // 8, (), generator=generator, device=generator.device))
         steps = round(self.window_s / self.dt_s)
-        slow = self.drift * state["drift"]
-        firing_hz = self.drive.firing_hz(stimulus.to(self.circuit.rest), self.dt_s, steps) + slow.unsqueeze(-1)
-        drive = firing_hz.unsqueeze(-1) * self._entry
+        drive, under_way = self._driven(state, delivered, steps)
         played = self._play(
             state["circuit"], _restored(state), drive, state["key"], 8 * salt + _PROCESS, steps, steps // self.samples
         )
@@ -181,7 +233,23 @@ class Twin(System):
             "drift": self._drifted(state, 8 * salt + _DRIFT),
             "key": _next_keys(state["key"]),
         }
-        return salt, played.readings, after | _stored(played.past)
+        if self.vigilance is not None:
+            after["drowsy"] = self.vigilance.next(state["key"], state["drowsy"])
+        return _Window(salt, delivered, played.readings, after | device | under_way | _stored(played.past))
+
+    def _driven(self, state: State, delivered: Stimulus, steps: int) -> tuple[Tensor, State]:
+        """Drive at the stages of each step `[step, 3, *batch, region, input]`, and firing that is still under way."""
+        entries, like = self._entries, self.circuit.rest
+        slow = self.drift * state["drift"]
+        if self.vigilance is not None:
+            slow = slow + self.vigilance.drowsy_drive * state["drowsy"]
+        shift = slow[..., None, None] * like.new_tensor(background_weights(entries))  # [*batch, 1, input]
+        if self.senses is None:
+            return self.drive.input(delivered, entries, self.dt_s, steps) + shift, {}
+        electric = self.drive.input(replace(delivered, sensory=None), entries, self.dt_s, steps)
+        firing_hz, under_way = self.senses.firing_hz(state["sensory"], delivered.sensory, self.dt_s, steps)
+        felt = firing_hz.unsqueeze(-1) * like.new_tensor([entry.sensory_hz for entry in entries])
+        return electric + shift + felt, {"sensory": under_way}
 
     def _require_own(self, state: State, stimulus: Stimulus) -> None:
         if stimulus.batch_shape != state["key"].shape:
@@ -198,9 +266,8 @@ class Twin(System):
             )
 
     @property
-    def _entry(self) -> Tensor:
-        entry = {self.circuit.inputs[0]: 1.0} if self.entry is None else self.entry
-        return self.circuit.rest.new_tensor([entry.get(name, 0.0) for name in self.circuit.inputs])
+    def _entries(self) -> tuple[Entry, ...]:
+        return entries_of(self.entry, self.circuit.inputs)
 
     def _play(
         self, state: Tensor, past: Past | None, drive: Tensor | None, keys: Tensor, salt: int, steps: int, every: int
@@ -221,6 +288,15 @@ class Twin(System):
         fresh = row_noise(state["key"], (1,), salt, state["drift"])[..., 0]
         drifted: Tensor = kept * state["drift"] + math.sqrt(1 - kept**2) * fresh
         return drifted
+
+
+class _Window(NamedTuple):
+    """One window played."""
+
+    salt: int
+    delivered: Stimulus
+    potential_mv: Tensor
+    after: State
 
 
 def _stored(past: Past | None) -> State:
