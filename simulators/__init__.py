@@ -5,55 +5,300 @@ if __name__ != "stimopt.simulators":
         "import stimopt.simulators, not simulators: the bare name would make a second copy of every class"
     )
 
-from .cohort import jansen_rit_patient, linear_patient, two_shafts
-from .connectome import Connectome, ball_connectome, exponential_distance_connectome, read_connectome
-from .delays import Past, past_of_states, still_past
-from .drive import PointSourceDrive, point_source_drive, point_source_potential
-from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
-from .integrate import ExponentialEuler, euler, exponential_euler, heun, rk4, stage_drive
-from .jansen_rit import JansenRit
-from .linear import ExactStep, LinearOscillator, exact_step, system_matrices
-from .network import Network
-from .sensing import Sensing, distance_sensing
-from .simulate import Trajectory, simulate, white_waves
-from .twin import Twin
+from .actuator import (
+    Actuator,
+)
+from .amplifier import (
+    Band,
+    CommonAverage,
+    Delay,
+    LostContacts,
+    Part,
+    Saturation,
+    SensedWindow,
+    SoftSaturation,
+    lost_channels,
+)
+from .artefact import (
+    Artefact,
+    artefact_coupling,
+)
+from .basal_ganglia import (
+    BasalGanglia,
+    scattered,
+)
+from .basal_ganglia_currents import (
+    PallidalCell,
+    SubthalamicCell,
+    ThalamicCell,
+)
+from .bold import (
+    Balloon,
+    BoldSignal,
+    ClassicalSignal,
+    RevisedSignal,
+    power_activity,
+)
+from .card import (
+    parameter_hash,
+)
+from .cohort import (
+    cohort,
+    jansen_rit_patient,
+    linear_patient,
+)
+from .connectome import (
+    Connectome,
+    ball_connectome,
+    exponential_distance_connectome,
+    perturbed,
+    read_connectome,
+    without_regions,
+    without_tracts,
+)
+from .delays import (
+    Past,
+    past_of_states,
+    still_past,
+)
+from .drive import (
+    PointSourceDrive,
+    point_source_drive,
+    point_source_potential,
+    pulse_shares,
+    train_shares,
+)
+from .dynamics import (
+    Drive,
+    Dynamics,
+    Emission,
+    Parameter,
+    Potential,
+    State,
+)
+from .entry import (
+    Entry,
+)
+from .error_index import (
+    RelayErrors,
+    error_index,
+    pulse_current,
+    regular_pulses,
+    relay_errors,
+    sensorimotor_pulses,
+    spike_times,
+)
+from .hopf import (
+    StuartLandau,
+)
+from .implanted import (
+    implanted,
+    twin_in_head,
+)
+from .implants import (
+    DBS_LEAD,
+    ECOG_STRIP,
+    ElectrodeModel,
+    SEEG_SHAFT,
+    implant,
+    two_shafts,
+)
+from .integrate import (
+    ExponentialEuler,
+    euler,
+    exponential_euler,
+    heun,
+    rk4,
+    stage_drive,
+)
+from .interference import (
+    Background,
+    LineNoise,
+    WhiteNoise,
+)
+from .jansen_rit import (
+    JansenRit,
+)
+from .lead_field import (
+    average_reference,
+    dipole_lead_field,
+    distance_lead_field,
+    monopole_lead_field,
+    read_lead_field,
+)
+from .linear import (
+    ExactStep,
+    LinearOscillator,
+    exact_step,
+    system_matrices,
+)
+from .montbrio import (
+    MontbrioPazoRoxin,
+)
+from .network import (
+    Network,
+)
+from .patient import (
+    Anatomy,
+    VirtualPatient,
+    load_patient,
+)
+from .population import (
+    JANSEN_RIT_RANGES,
+    Population,
+    Range,
+)
+from .senses import (
+    Pathway,
+    Senses,
+    declare_senses,
+)
+from .sensing import (
+    Sensing,
+    clinical_amplifier,
+    distance_sensing,
+    lead_field_sensing,
+)
+from .simulate import (
+    Trajectory,
+    simulate,
+    white_waves,
+)
+from .single_pulses import (
+    MAYO,
+    Protocol,
+    PulseSchedule,
+    UTRECHT,
+    single_pulse_schedule,
+)
+from .step_check import (
+    half_step_error,
+    require_step,
+)
+from .twin import (
+    Twin,
+)
+from .vigilance import (
+    Vigilance,
+)
+from .wendling import (
+    Wendling,
+)
+from .wilson_cowan import (
+    WilsonCowan,
+)
 
 __all__ = [
+    "Actuator",
+    "Anatomy",
+    "Artefact",
+    "Background",
+    "Balloon",
+    "Band",
+    "BasalGanglia",
+    "BoldSignal",
+    "ClassicalSignal",
+    "CommonAverage",
     "Connectome",
+    "DBS_LEAD",
+    "Delay",
     "Drive",
     "Dynamics",
+    "ECOG_STRIP",
+    "ElectrodeModel",
     "Emission",
+    "Entry",
     "ExactStep",
     "ExponentialEuler",
+    "JANSEN_RIT_RANGES",
     "JansenRit",
+    "LineNoise",
     "LinearOscillator",
+    "LostContacts",
+    "MAYO",
+    "MontbrioPazoRoxin",
     "Network",
+    "PallidalCell",
     "Parameter",
+    "Part",
     "Past",
+    "Pathway",
     "PointSourceDrive",
+    "Population",
     "Potential",
+    "Protocol",
+    "PulseSchedule",
+    "Range",
+    "RelayErrors",
+    "RevisedSignal",
+    "SEEG_SHAFT",
+    "Saturation",
+    "SensedWindow",
+    "Senses",
     "Sensing",
+    "SoftSaturation",
     "State",
+    "StuartLandau",
+    "SubthalamicCell",
+    "ThalamicCell",
     "Trajectory",
     "Twin",
+    "UTRECHT",
+    "Vigilance",
+    "VirtualPatient",
+    "Wendling",
+    "WhiteNoise",
+    "WilsonCowan",
+    "artefact_coupling",
+    "average_reference",
     "ball_connectome",
+    "clinical_amplifier",
+    "cohort",
+    "declare_senses",
+    "dipole_lead_field",
+    "distance_lead_field",
     "distance_sensing",
+    "error_index",
     "euler",
     "exact_step",
     "exponential_distance_connectome",
     "exponential_euler",
+    "half_step_error",
     "heun",
+    "implant",
+    "implanted",
     "jansen_rit_patient",
+    "lead_field_sensing",
     "linear_patient",
+    "load_patient",
+    "lost_channels",
+    "monopole_lead_field",
+    "parameter_hash",
     "past_of_states",
+    "perturbed",
     "point_source_drive",
     "point_source_potential",
+    "power_activity",
+    "pulse_current",
+    "pulse_shares",
     "read_connectome",
+    "read_lead_field",
+    "regular_pulses",
+    "relay_errors",
+    "require_step",
     "rk4",
+    "scattered",
+    "sensorimotor_pulses",
     "simulate",
+    "single_pulse_schedule",
+    "spike_times",
     "stage_drive",
     "still_past",
     "system_matrices",
+    "train_shares",
+    "twin_in_head",
     "two_shafts",
     "white_waves",
+    "without_regions",
+    "without_tracts",
 ]
