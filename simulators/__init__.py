@@ -119,6 +119,15 @@ from .interference import (
 from .jansen_rit import (
     JansenRit,
 )
+from .kuramoto import (
+    Kuramoto,
+    kuramoto_network,
+    order_parameter,
+    sine_entry,
+)
+from .kuramoto_grid import (
+    kuramoto_grid,
+)
 from .lead_field import (
     average_reference,
     dipole_lead_field,
@@ -131,6 +140,11 @@ from .linear import (
     LinearOscillator,
     exact_step,
     system_matrices,
+)
+from .mean_field import (
+    MeanField,
+    factored,
+    mean_of_all,
 )
 from .montbrio import (
     MontbrioPazoRoxin,
@@ -147,6 +161,12 @@ from .population import (
     JANSEN_RIT_RANGES,
     Population,
     Range,
+)
+from .relaxation_ensemble import (
+    Feedback,
+    RelaxationOscillator,
+    kicked_feedback,
+    relaxation_ensemble,
 )
 from .senses import (
     Pathway,
@@ -210,12 +230,15 @@ __all__ = [
     "Entry",
     "ExactStep",
     "ExponentialEuler",
+    "Feedback",
     "JANSEN_RIT_RANGES",
     "JansenRit",
+    "Kuramoto",
     "LineNoise",
     "LinearOscillator",
     "LostContacts",
     "MAYO",
+    "MeanField",
     "MontbrioPazoRoxin",
     "Network",
     "PallidalCell",
@@ -229,6 +252,7 @@ __all__ = [
     "Protocol",
     "PulseSchedule",
     "Range",
+    "RelaxationOscillator",
     "RelayErrors",
     "RevisedSignal",
     "SEEG_SHAFT",
@@ -263,16 +287,22 @@ __all__ = [
     "exact_step",
     "exponential_distance_connectome",
     "exponential_euler",
+    "factored",
     "half_step_error",
     "heun",
     "implant",
     "implanted",
     "jansen_rit_patient",
+    "kicked_feedback",
+    "kuramoto_grid",
+    "kuramoto_network",
     "lead_field_sensing",
     "linear_patient",
     "load_patient",
     "lost_channels",
+    "mean_of_all",
     "monopole_lead_field",
+    "order_parameter",
     "parameter_hash",
     "past_of_states",
     "perturbed",
@@ -284,12 +314,14 @@ __all__ = [
     "read_connectome",
     "read_lead_field",
     "regular_pulses",
+    "relaxation_ensemble",
     "relay_errors",
     "require_step",
     "rk4",
     "scattered",
     "sensorimotor_pulses",
     "simulate",
+    "sine_entry",
     "single_pulse_schedule",
     "spike_times",
     "stage_drive",
