@@ -56,6 +56,11 @@ from .connectome import (
     without_regions,
     without_tracts,
 )
+from .corticothalamic import (
+    CorticothalamicWeights,
+    FieldPopulations,
+    corticothalamic,
+)
 from .delays import (
     Past,
     past_of_states,
@@ -78,6 +83,10 @@ from .dynamics import (
 )
 from .entry import (
     Entry,
+)
+from .epileptor import (
+    Epileptor,
+    coupling_entry,
 )
 from .error_index import (
     RelayErrors,
@@ -195,6 +204,12 @@ from .step_check import (
     half_step_error,
     require_step,
 )
+from .stn_gpe import (
+    RateNuclei,
+    StnGpeWeights,
+    stn_gpe,
+    with_feedback,
+)
 from .twin import (
     Twin,
 )
@@ -220,6 +235,7 @@ __all__ = [
     "ClassicalSignal",
     "CommonAverage",
     "Connectome",
+    "CorticothalamicWeights",
     "DBS_LEAD",
     "Delay",
     "Drive",
@@ -228,9 +244,11 @@ __all__ = [
     "ElectrodeModel",
     "Emission",
     "Entry",
+    "Epileptor",
     "ExactStep",
     "ExponentialEuler",
     "Feedback",
+    "FieldPopulations",
     "JANSEN_RIT_RANGES",
     "JansenRit",
     "Kuramoto",
@@ -252,6 +270,7 @@ __all__ = [
     "Protocol",
     "PulseSchedule",
     "Range",
+    "RateNuclei",
     "RelaxationOscillator",
     "RelayErrors",
     "RevisedSignal",
@@ -262,6 +281,7 @@ __all__ = [
     "Sensing",
     "SoftSaturation",
     "State",
+    "StnGpeWeights",
     "StuartLandau",
     "SubthalamicCell",
     "ThalamicCell",
@@ -278,6 +298,8 @@ __all__ = [
     "ball_connectome",
     "clinical_amplifier",
     "cohort",
+    "corticothalamic",
+    "coupling_entry",
     "declare_senses",
     "dipole_lead_field",
     "distance_lead_field",
@@ -326,11 +348,13 @@ __all__ = [
     "spike_times",
     "stage_drive",
     "still_past",
+    "stn_gpe",
     "system_matrices",
     "train_shares",
     "twin_in_head",
     "two_shafts",
     "white_waves",
+    "with_feedback",
     "without_regions",
     "without_tracts",
 ]

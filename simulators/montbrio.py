@@ -94,7 +94,8 @@ class MontbrioPazoRoxin(Dynamics):
         """Additive."""
         still = torch.zeros_like(state[..., 0])
         size = torch.stack([still + self.noise_rate, still + self.noise_potential], -1)
-        return size / torch.as_tensor(self.unit_s**0.5).to(state).unsqueeze(-1)
+        root_s = self.unit_s**0.5
+        return size / (root_s.unsqueeze(-1) if isinstance(root_s, Tensor) else root_s)
 
     def emission(self, state: State) -> Emission:
         """Both states as they are."""
