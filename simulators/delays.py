@@ -161,21 +161,33 @@ class DelayedReads:
 
 def delayed_reads(network: Network, dt_s: float, steps: int) -> DelayedReads:
     """Plan the reads of a block of `steps`, at most `steps_ahead`, from a past of `steps_back`."""
+    to_region, from_region, delays = tract_delays(network, dt_s)
+    read = torch.arange(2 * steps + 1, dtype=torch.float64, device=delays.device) / 2
+    place = steps_back(network, dt_s) + read - delays.unsqueeze(-1)  # in past steps; now is the right end
+    step = place.floor().clamp(0, steps_back(network, dt_s) - 1)
+    weights = network.weights[..., to_region, from_region]
+    basis = hermite(place - step, dt_s).to(network.rest)
+    return DelayedReads(to_region, from_region, weights, step.long(), basis, steps)
+
+
+def tract_delays(
+    network: Network, dt_s: float
+) -> tuple[Int[Tensor, " tract"], Int[Tensor, " tract"], Float[Tensor, " tract"]]:
+    """Receiving region, sending region and delay in steps of each late tract, whole steps where it is close to them.
+
+    Raises:
+        ConfigError: If nothing is late.
+    """
     late, delay_s = network.late, network.delay_s
     if late is None or delay_s is None:
         raise ConfigError("nothing is late in this network; give it delay_s, or integrate it as it is.")
     to_region, from_region = late.nonzero(as_tuple=True)
     delays = (delay_s[late] / dt_s).double()
-    delays = torch.where((delays - delays.round()).abs() < _ROUNDING_STEPS, delays.round(), delays)
-    read = torch.arange(2 * steps + 1, dtype=torch.float64, device=delays.device) / 2
-    place = steps_back(network, dt_s) + read - delays.unsqueeze(-1)  # in past steps; now is the right end
-    step = place.floor().clamp(0, steps_back(network, dt_s) - 1)
-    weights = network.weights[..., to_region, from_region]
-    basis = _hermite(place - step, dt_s).to(network.rest)
-    return DelayedReads(to_region, from_region, weights, step.long(), basis, steps)
+    whole = (delays - delays.round()).abs() < _ROUNDING_STEPS
+    return to_region, from_region, torch.where(whole, delays.round(), delays)
 
 
-def _hermite(x: Tensor, dt_s: float) -> Tensor:
+def hermite(x: Tensor, dt_s: float) -> Float[Tensor, "4 ..."]:
     """Cubic Hermite basis at share `x` of a step: value at its start and end, slope at its start and end."""
     square, cube = x.square(), x**3
     return torch.stack(

@@ -24,7 +24,7 @@ from stimopt.errors import ConfigError, ShapeError
 
 from .delays import DelayedReads, Past, delayed_reads, steps_ahead, steps_back, still_past
 from .dynamics import Dynamics, noisy_columns
-from .integrate import END, START, Scheme, Slope, euler, rk4
+from .integrate import END, START, Scheme, Slope, euler, heun, rk4
 from .network import Network
 
 Reading = Callable[[Tensor], Tensor]  # state [*batch, region, state] to anything that keeps *batch first
@@ -63,6 +63,8 @@ class _Player:
     hold: bool
     instant: Tensor | None  # weights of what is not late
     columns: Tensor  # from noisy states to states
+    ahead: int  # steps that are known at once; 0 where nothing is late
+    plans: dict[int, DelayedReads]  # of blocks, by their length; filled while playing
 
     def slope(self, state: Tensor) -> Slope:
         """The right-hand side of a step that starts at `state`."""
@@ -75,10 +77,10 @@ class _Player:
             return lambda state, drive: circuit.drift(state, drive + held)
         return lambda state, drive: circuit.drift(state, drive + network.entering(instant @ circuit.emission(state)))
 
-    def step(self, state: Tensor, drive: Tensor, wave: Tensor | None) -> Tensor:
+    def step(self, slope: Slope, state: Tensor, drive: Tensor, wave: Tensor | None) -> Tensor:
         """One step through a drive [3, *batch, region, input] and a wave [*batch, region, noisy]."""
         kick = 0.0 if wave is None else (self.dynamics.noise(state) * wave) @ self.columns
-        return self.scheme(self.slope(state), state, drive, self.dt_s, kick)
+        return self.scheme(slope, state, drive, self.dt_s, kick)
 
     def stretch(
         self,
@@ -92,23 +94,21 @@ class _Player:
     ) -> _Played:
         """All steps of `drive`, the first of them number `first`."""
         readings: list[Tensor] = []
-        ahead = drive.shape[0] if past is None else min(steps_ahead(self._network, self.dt_s), drive.shape[0])
-        plans: dict[int, DelayedReads] = {}
-        for begin in range(0, drive.shape[0], max(ahead, 1)):
+        ahead = drive.shape[0] if past is None else min(self.ahead, drive.shape[0])
+        for begin in range(0, drive.shape[0], ahead):
             block = drive[begin : begin + ahead]
             if past is not None:
-                if len(block) not in plans:
-                    plans[len(block)] = delayed_reads(self._network, self.dt_s, len(block))
-                arriving = plans[len(block)].drive(self._network, past)
+                arriving = self._plan(len(block)).drive(self._network, past)
                 block = block + (arriving[:, :1] if self.hold else arriving)
             edges = []
             for number, at in enumerate(block):
                 if (first + begin + number) % every == 0:
                     readings.append(reading(state))
                 wave = None if waves is None else waves[begin + number]
-                after = self.step(state, at, wave)
+                slope = _Remembered(self.slope(state), state, self.scheme in _START_FIRST)
+                after = self.step(slope, state, at, wave)
                 if past is not None:
-                    edges.append(self._edge(state, after, at))
+                    edges.append(self._edge(slope, after, at))
                 state = after
             if past is not None:
                 emission, slope_start, slope_end = (torch.stack(part, -1) for part in zip(*edges, strict=True))
@@ -121,15 +121,43 @@ class _Player:
             raise ConfigError("only a Network has a past; wrap the circuit in one, with delay_s.")
         return self.dynamics
 
-    def _edge(self, state: Tensor, after: Tensor, drive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _plan(self, steps: int) -> DelayedReads:
+        if steps not in self.plans:
+            self.plans[steps] = delayed_reads(self._network, self.dt_s, steps)
+        return self.plans[steps]
+
+    def _edge(self, slope: "_Remembered", after: Tensor, drive: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Emission after a step, and its slopes at the step's start and end."""
         emission = self.dynamics.emission(after)
         if self.hold:  # reads then fall on edges, and straight lines serve between them
-            straight = (emission - self.dynamics.emission(state)) / self.dt_s
+            straight = (emission - self.dynamics.emission(slope.start)) / self.dt_s
             return emission, straight, straight
-        begin = self.dynamics.emission_rate(state, self.slope(state)(state, drive[START]))
+        begin = self.dynamics.emission_rate(slope.start, slope.at_start(drive[START]))
         end = self.dynamics.emission_rate(after, self.slope(after)(after, drive[END]))
         return emission, begin, end
+
+
+_START_FIRST = (heun, rk4)  # their first stage reads the drive of the start; others may read another
+
+
+class _Remembered:
+    """A step's right-hand side that keeps what it was at the step's start: the slope that delayed reads need, and the
+    first stage of `heun` and `rk4`. Noise that kicks before the first stage moves that stage, so it is asked again.
+    """
+
+    def __init__(self, slope: Slope, start: Tensor, keeps: bool) -> None:
+        self.slope, self.start, self.keeps = slope, start, keeps
+        self.first: Tensor | None = None
+
+    def __call__(self, state: Tensor, drive: Tensor) -> Tensor:
+        rate = self.slope(state, drive)
+        if self.keeps and state is self.start:
+            self.first = rate
+        return rate
+
+    def at_start(self, drive: Tensor) -> Tensor:
+        """The rate of change at the start of the step, whose drive is given."""
+        return self.slope(self.start, drive) if self.first is None else self.first
 
 
 def simulate(
@@ -172,21 +200,20 @@ def simulate(
         ShapeError: If steps and drive, or the start and the circuit, do not fit.
         ConfigError: If a delay is shorter than the step.
     """
-    steps = _steps(steps, drive)
+    steps = steps_of(steps, drive)
     regions, inputs = dynamics.rest.shape[-2], len(dynamics.inputs)
-    if tuple(start.shape[-2:]) != (regions, len(dynamics.states)):
-        raise ShapeError(
-            f"start must end in [region, state] = [{regions}, {len(dynamics.states)}] "
-            f"({', '.join(dynamics.states)}), got {list(start.shape)}."
-        )
+    require_start(dynamics, start)
     if drive is None:
         drive = start.new_zeros((1,) * (start.ndim)).expand(steps, 3, *(1,) * (start.ndim - 2), regions, inputs)
     start = start.contiguous()  # forward differentiation refuses the shared memory of an expanded tensor
     instant = dynamics.instant_weights if isinstance(dynamics, Network) else None
     hold = hold_coupling or scheme is euler
-    player = _Player(dynamics, dt_s, scheme, hold, instant, noisy_columns(dynamics))
-    if isinstance(dynamics, Network) and steps_back(dynamics, dt_s) and past is None:
-        past = still_past(dynamics, start, dt_s)
+    ahead = 0
+    if isinstance(dynamics, Network) and (past is not None or steps_back(dynamics, dt_s)):
+        past, ahead = past or still_past(dynamics, start, dt_s), steps_ahead(dynamics, dt_s)
+    elif past is not None:
+        raise ConfigError("only a Network has a past; wrap the circuit in one, with delay_s.")
+    player = _Player(dynamics, dt_s, scheme, hold, instant, noisy_columns(dynamics), ahead, {})
     return _played(player, start, past, drive, waves, reading or _itself, every, checkpoint)
 
 
@@ -206,7 +233,26 @@ def _itself(state: Tensor) -> Tensor:
     return state
 
 
-def _steps(steps: int | None, drive: Tensor | None) -> int:
+def require_start(dynamics: Dynamics, start: Tensor) -> None:
+    """Refuse a start that does not fit the circuit.
+
+    Raises:
+        ShapeError: If its last axes are not region and state.
+    """
+    regions = dynamics.rest.shape[-2]
+    if tuple(start.shape[-2:]) != (regions, len(dynamics.states)):
+        raise ShapeError(
+            f"start must end in [region, state] = [{regions}, {len(dynamics.states)}] "
+            f"({', '.join(dynamics.states)}), got {list(start.shape)}."
+        )
+
+
+def steps_of(steps: int | None, drive: Tensor | None) -> int:
+    """How many steps a simulation has.
+
+    Raises:
+        ShapeError: If neither says, or both do and differ.
+    """
     given = None if drive is None else drive.shape[0]
     chosen = steps if given is None else given
     if chosen is None or chosen < 1 or (steps is not None and steps != chosen):
