@@ -128,6 +128,9 @@ from .interference import (
 from .jansen_rit import (
     JansenRit,
 )
+from .joined import (
+    Joined,
+)
 from .kuramoto import (
     Kuramoto,
     kuramoto_network,
@@ -251,6 +254,7 @@ __all__ = [
     "FieldPopulations",
     "JANSEN_RIT_RANGES",
     "JansenRit",
+    "Joined",
     "Kuramoto",
     "LineNoise",
     "LinearOscillator",

@@ -6,7 +6,7 @@
 Every unit of an ensemble hears the mean of all: then one field does what a network would do
 with a matrix of ones, for N multiplications instead of N * N. Kernels that fall smoothly with
 distance need some tens of fields (`factored`). Coupling is evaluated at every stage of a
-step and is never late; for delays, differences or coupling held over a step take a `Network`.
+step and is never late; for delays or differences take a `Network`.
 State and output are those of the circuit in the regions.
 """
 
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from stimopt.errors import ShapeError
 
-from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
+from .dynamics import Drive, Dynamics, Parameter, State
+from .joined import Joined
 
 
 @dataclass(frozen=True)
-class MeanField(Dynamics):
+class MeanField(Joined):
     """A circuit in every region, coupled through common fields.
 
     Equal to a `Network` of weights receiving @ sending without delays.
@@ -62,46 +63,6 @@ class MeanField(Dynamics):
                 f"{', '.join(self.circuit.outputs)}), got {list(self.entry.shape)}."
             )
 
-    @property
-    def states(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.states
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.outputs
-
-    @property
-    def noisy(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.noisy
-
-    @property
-    def source(self) -> str:
-        """See Dynamics."""
-        return self.circuit.source
-
-    @property
-    def noise_convention(self) -> str:
-        """See Dynamics."""
-        return self.circuit.noise_convention
-
-    @property
-    def rest(self) -> State:
-        """See Dynamics."""
-        return self.circuit.rest
-
-    @property
-    def largest_dt_s(self) -> float:
-        """See Dynamics."""
-        return self.circuit.largest_dt_s
-
     def fields(self, state: State) -> Float[Tensor, "*batch field output"]:
         """The common fields."""
         return self._fields(state).mT
@@ -110,31 +71,15 @@ class MeanField(Dynamics):
         # matrices stand on the right, where one product serves a whole batch; on the left each row would take its own
         return self.circuit.emission(state).mT @ self.sending.mT
 
-    def drift(self, state: State, drive: Drive) -> State:
-        """See Dynamics."""
+    def instant_drive(self, state: State) -> Drive:
+        """What the fields give to each region."""
         fields = self._fields(state)
         if self.entry is None:
             entering = torch.nn.functional.pad(fields[..., :1, :], (0, 0, 0, len(self.inputs) - 1))
         else:
             entering = self.entry @ fields  # [*batch, input, field]
         gain = self.gain[..., None, None] if isinstance(self.gain, Tensor) else self.gain
-        return self.circuit.drift(state, drive + gain * (entering @ self.receiving.mT).mT)
-
-    def noise(self, state: State) -> Float[Tensor, "*batch region noisy"]:
-        """See Dynamics."""
-        return self.circuit.noise(state)
-
-    def emission(self, state: State) -> Emission:
-        """See Dynamics."""
-        return self.circuit.emission(state)
-
-    def emission_rate(self, state: State, rate: State) -> Emission:
-        """See Dynamics."""
-        return self.circuit.emission_rate(state, rate)
-
-    def potential_mv(self, state: State) -> Potential:
-        """See Dynamics."""
-        return self.circuit.potential_mv(state)
+        return gain * (entering @ self.receiving.mT).mT
 
 
 def mean_of_all(circuit: Dynamics, gain: Parameter = 1.0, entry: Tensor | None = None) -> MeanField:

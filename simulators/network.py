@@ -16,11 +16,12 @@ from torch import Tensor
 
 from stimopt.errors import ShapeError
 
-from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
+from .dynamics import Drive, Dynamics, Emission, Parameter, State
+from .joined import Joined
 
 
 @dataclass(frozen=True)
-class Network(Dynamics):
+class Network(Joined):
     """A circuit in every region, coupled over a connectome.
 
     Attributes:
@@ -60,46 +61,6 @@ class Network(Dynamics):
             )
 
     @property
-    def states(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.states
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.inputs
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.outputs
-
-    @property
-    def noisy(self) -> tuple[str, ...]:
-        """See Dynamics."""
-        return self.circuit.noisy
-
-    @property
-    def source(self) -> str:
-        """See Dynamics."""
-        return self.circuit.source
-
-    @property
-    def noise_convention(self) -> str:
-        """See Dynamics."""
-        return self.circuit.noise_convention
-
-    @property
-    def rest(self) -> State:
-        """See Dynamics."""
-        return self.circuit.rest
-
-    @property
-    def largest_dt_s(self) -> float:
-        """See Dynamics."""
-        return self.circuit.largest_dt_s
-
-    @property
     def late(self) -> Bool[Tensor, "region region"] | None:
         """Which tracts carry something late, as a mask [to, from]; None where none does."""
         if self.delay_s is None:
@@ -129,23 +90,3 @@ class Network(Dynamics):
     def instant_drive(self, state: State) -> Drive:
         """The drive through tracts that are not late."""
         return self.entering(self.instant_weights @ self.circuit.emission(state))
-
-    def drift(self, state: State, drive: Drive) -> State:
-        """See Dynamics; what is late must already be part of `drive`, as `simulate` sees to."""
-        return self.circuit.drift(state, drive + self.instant_drive(state))
-
-    def noise(self, state: State) -> Float[Tensor, "*batch region noisy"]:
-        """See Dynamics."""
-        return self.circuit.noise(state)
-
-    def emission(self, state: State) -> Emission:
-        """See Dynamics."""
-        return self.circuit.emission(state)
-
-    def emission_rate(self, state: State, rate: State) -> Emission:
-        """See Dynamics."""
-        return self.circuit.emission_rate(state, rate)
-
-    def potential_mv(self, state: State) -> Potential:
-        """See Dynamics."""
-        return self.circuit.potential_mv(state)

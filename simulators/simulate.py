@@ -25,6 +25,7 @@ from stimopt.errors import ConfigError, ShapeError
 from .delays import DelayedReads, Past, delayed_reads, steps_ahead, steps_back, still_past
 from .dynamics import Dynamics, noisy_columns
 from .integrate import END, START, Scheme, Slope, euler, heun, rk4
+from .joined import Joined
 from .network import Network
 
 Reading = Callable[[Tensor], Tensor]  # state [*batch, region, state] to anything that keeps *batch first
@@ -69,12 +70,12 @@ class _Player:
     def slope(self, state: Tensor) -> Slope:
         """The right-hand side of a step that starts at `state`."""
         network = self.dynamics
+        if self.hold and isinstance(network, Joined):
+            circuit, held = network.circuit, network.instant_drive(state)
+            return lambda state, drive: circuit.drift(state, drive + held)
         if not isinstance(network, Network) or self.instant is None:
             return self.dynamics.drift
         circuit, instant = network.circuit, self.instant
-        if self.hold:
-            held = network.entering(instant @ circuit.emission(state))
-            return lambda state, drive: circuit.drift(state, drive + held)
         return lambda state, drive: circuit.drift(state, drive + network.entering(instant @ circuit.emission(state)))
 
     def step(self, slope: Slope, state: Tensor, drive: Tensor, wave: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from stimopt.simulators import (
     Network,
     euler,
     heun,
+    mean_of_all,
     past_of_states,
     rk4,
     simulate,
@@ -223,3 +224,15 @@ def test_a_still_past_is_constant_and_long_enough():
     assert past.steps == 10
     assert bool((past.emission == 2.0).all())
     assert bool((past.slope_end == 0.0).all())
+
+
+def test_a_mean_field_can_be_held_over_a_step_too():
+    circuit = jansen_rit_network().circuit
+    joined = (mean_of_all(circuit, 10.0), Network(circuit, torch.full((4, 4), 0.25, dtype=torch.float64), gain=10.0))
+    ends = [
+        simulate(one, circuit.rest, dt_s=1e-3, steps=40, scheme=heun, hold_coupling=hold).end
+        for one in joined
+        for hold in (True, False)
+    ]
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-10, atol=1e-12)
+    assert float((ends[0] - ends[1]).abs().max()) > 1e-6
