@@ -162,7 +162,7 @@ class StimulationVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._ended = torch.zeros(num_envs, dtype=torch.bool)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:  # type: ignore[override]
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """All rows anew; see `StimulationEnv.reset`."""
         if seed is not None:
             self._loops.restart(seed)

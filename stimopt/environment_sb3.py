@@ -34,7 +34,7 @@ class StimulationVecEnv(VecEnv):
         """Keep the actions for `step_wait`."""
         self._actions = actions
 
-    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:  # type: ignore[override]
+    def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
         """One decision in every row; rows that end begin anew at once."""
         seen, reward, terminated, truncated, columns = self._inner.step(self._actions)
         done = terminated | truncated

@@ -13,6 +13,7 @@ from torch import Tensor
 from .errors import EnvelopeError
 from .recorded import RecordedStimuli
 from .safety import Envelope, Margins, Past, Verdict
+from .safety_readings import Account
 from .stimulus import Stimulus
 
 _LIMITS = (
@@ -37,7 +38,7 @@ class ReplayEnvelope(Envelope):
     tolerance: float = field(kw_only=True)
     redraw: bool = field(default=False, kw_only=True)
 
-    def margins(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> Margins:
+    def margins(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> Margins:
         """Distance to the two limits: 1 is idle, 0 the limit, negative outside.
 
         "recorded" is the distance to the nearest recorded stimulus against the tolerance; "repetitions" the share
@@ -50,13 +51,13 @@ class ReplayEnvelope(Envelope):
         return Margins(tuple(name for name, _, _ in _LIMITS), values.to(stimulus.amplitude_ma))
 
     def allowed(
-        self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None
+        self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None
     ) -> Bool[Tensor, "*batch"]:
         """Whether each stimulus is recorded and has a repetition left after `past`."""
         cell, gap = self.recorded.nearest(stimulus)
         return ((gap <= self.tolerance) & (self._left(past)[cell] > 0)).to(stimulus.amplitude_ma.device)
 
-    def require(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> None:
+    def require(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> None:
         """Refuse what is not allowed.
 
         Raises:
@@ -73,7 +74,7 @@ class ReplayEnvelope(Envelope):
                 "repetitions",
             )
 
-    def project(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> Stimulus:
+    def project(self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None) -> Stimulus:
         """The nearest recorded stimulus that has a repetition left, for each; an allowed one stays as it is.
 
         Raises:
@@ -92,7 +93,9 @@ class ReplayEnvelope(Envelope):
         features[..., columns] = settings.to(features)
         return replace(stimulus, sensory=replace(sensory, features=features))
 
-    def report(self, stimulus: Stimulus, past: Past | None = None, time_s: float | None = None) -> list[Verdict]:
+    def report(
+        self, stimulus: Stimulus, past: Past | Account | None = None, time_s: float | None = None
+    ) -> list[Verdict]:
         """Both limits against one stimulus, batch shape ()."""
         margins = self.margins(stimulus, past, time_s).values.tolist()
         bounds = (self.tolerance, 1.0)
@@ -102,11 +105,15 @@ class ReplayEnvelope(Envelope):
             for (name, label, unit), margin, bound in zip(_LIMITS, margins, bounds, strict=True)
         ]  # fmt: skip
 
-    def _left(self, past: Past | None) -> Float[Tensor, " cell"]:
+    def _left(self, past: Past | Account | None) -> Float[Tensor, " cell"]:
         """Share of each stimulus's repetitions that is left; one in flight counts as used."""
         total = self.recorded.repetitions.double()
         if self.redraw or past is None:
             return torch.ones_like(total)
+        if not isinstance(past, Past):
+            raise EnvelopeError(
+                "a replay counts the repetitions of whole trials, which a ledger has not; give a History."
+            )
         delivered = [past.stimuli] + ([past.in_flight[0]] if past.in_flight else [])
         cells = torch.cat([self.recorded.nearest(stimuli)[0].reshape(-1) for stimuli in delivered])
         left: Tensor = 1 - torch.bincount(cells, minlength=len(total)) / total
