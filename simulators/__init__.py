@@ -42,6 +42,12 @@ from .bold import (
 from .card import (
     parameter_hash,
 )
+from .circuit_patients import (
+    hopf_patient,
+    kuramoto_patient,
+    montbrio_patient,
+    wilson_cowan_patient,
+)
 from .cohort import (
     cohort,
     jansen_rit_patient,
@@ -102,13 +108,12 @@ from .hopf import (
 )
 from .implanted import (
     implanted,
-    twin_in_head,
 )
 from .implants import (
     DBS_LEAD,
     ECOG_STRIP,
-    ElectrodeModel,
     SEEG_SHAFT,
+    ElectrodeModel,
     implant,
     two_shafts,
 )
@@ -164,6 +169,12 @@ from .montbrio import (
 from .network import (
     Network,
 )
+from .nuclei_patients import (
+    basal_ganglia_patient,
+    corticothalamic_patient,
+    relaxation_patient,
+    stn_gpe_patient,
+)
 from .patient import (
     Anatomy,
     VirtualPatient,
@@ -179,6 +190,10 @@ from .relaxation_ensemble import (
     RelaxationOscillator,
     kicked_feedback,
     relaxation_ensemble,
+)
+from .seizure_patients import (
+    epileptor_patient,
+    wendling_patient,
 )
 from .senses import (
     Pathway,
@@ -198,9 +213,9 @@ from .simulate import (
 )
 from .single_pulses import (
     MAYO,
+    UTRECHT,
     Protocol,
     PulseSchedule,
-    UTRECHT,
     single_pulse_schedule,
 )
 from .step_check import (
@@ -227,6 +242,12 @@ from .wilson_cowan import (
 )
 
 __all__ = [
+    "DBS_LEAD",
+    "ECOG_STRIP",
+    "JANSEN_RIT_RANGES",
+    "MAYO",
+    "SEEG_SHAFT",
+    "UTRECHT",
     "Actuator",
     "Anatomy",
     "Artefact",
@@ -239,11 +260,9 @@ __all__ = [
     "CommonAverage",
     "Connectome",
     "CorticothalamicWeights",
-    "DBS_LEAD",
     "Delay",
     "Drive",
     "Dynamics",
-    "ECOG_STRIP",
     "ElectrodeModel",
     "Emission",
     "Entry",
@@ -252,14 +271,12 @@ __all__ = [
     "ExponentialEuler",
     "Feedback",
     "FieldPopulations",
-    "JANSEN_RIT_RANGES",
     "JansenRit",
     "Joined",
     "Kuramoto",
     "LineNoise",
     "LinearOscillator",
     "LostContacts",
-    "MAYO",
     "MeanField",
     "MontbrioPazoRoxin",
     "Network",
@@ -278,7 +295,6 @@ __all__ = [
     "RelaxationOscillator",
     "RelayErrors",
     "RevisedSignal",
-    "SEEG_SHAFT",
     "Saturation",
     "SensedWindow",
     "Senses",
@@ -291,7 +307,6 @@ __all__ = [
     "ThalamicCell",
     "Trajectory",
     "Twin",
-    "UTRECHT",
     "Vigilance",
     "VirtualPatient",
     "Wendling",
@@ -300,14 +315,17 @@ __all__ = [
     "artefact_coupling",
     "average_reference",
     "ball_connectome",
+    "basal_ganglia_patient",
     "clinical_amplifier",
     "cohort",
     "corticothalamic",
+    "corticothalamic_patient",
     "coupling_entry",
     "declare_senses",
     "dipole_lead_field",
     "distance_lead_field",
     "distance_sensing",
+    "epileptor_patient",
     "error_index",
     "euler",
     "exact_step",
@@ -316,18 +334,21 @@ __all__ = [
     "factored",
     "half_step_error",
     "heun",
+    "hopf_patient",
     "implant",
     "implanted",
     "jansen_rit_patient",
     "kicked_feedback",
     "kuramoto_grid",
     "kuramoto_network",
+    "kuramoto_patient",
     "lead_field_sensing",
     "linear_patient",
     "load_patient",
     "lost_channels",
     "mean_of_all",
     "monopole_lead_field",
+    "montbrio_patient",
     "order_parameter",
     "parameter_hash",
     "past_of_states",
@@ -341,6 +362,7 @@ __all__ = [
     "read_lead_field",
     "regular_pulses",
     "relaxation_ensemble",
+    "relaxation_patient",
     "relay_errors",
     "require_step",
     "rk4",
@@ -353,11 +375,13 @@ __all__ = [
     "stage_drive",
     "still_past",
     "stn_gpe",
+    "stn_gpe_patient",
     "system_matrices",
     "train_shares",
-    "twin_in_head",
     "two_shafts",
+    "wendling_patient",
     "white_waves",
+    "wilson_cowan_patient",
     "with_feedback",
     "without_regions",
     "without_tracts",

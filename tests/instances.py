@@ -40,13 +40,33 @@ from stimopt.replay import ReplaySystem
 from stimopt.response import Response
 from stimopt.safety import Envelope
 from stimopt.safety_profiles import PROFILES
-from stimopt.simulators import Twin, jansen_rit_patient, linear_patient
+from stimopt.simulators import (
+    Population,
+    StuartLandau,
+    Twin,
+    VirtualPatient,
+    basal_ganglia_patient,
+    cohort,
+    corticothalamic_patient,
+    epileptor_patient,
+    hopf_patient,
+    implanted,
+    jansen_rit_patient,
+    kuramoto_patient,
+    linear_patient,
+    montbrio_patient,
+    relaxation_patient,
+    stn_gpe_patient,
+    wendling_patient,
+    wilson_cowan_patient,
+)
 from stimopt.space import Parameter, StimulationSpace, contact_site
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 from stimopt.system import System
 from stimopt.tensors import concatenate, generator, map_tensors
 from stimopt.trial_table import TrialTable, read_trial_table
 
+FEW = {"patient": 1, "regions": 4, "contacts": 4, "window_s": 0.1}
 SMALL = {"patient": 1, "regions": 4, "contacts": 6, "window_s": 0.2}
 
 
@@ -58,6 +78,7 @@ class Instance:
     parts: tuple[Any, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     differentiable: bool = False
+    slow: bool = False
 
     @cached_property
     def made(self) -> Any:
@@ -75,6 +96,11 @@ def plain(maker: Callable[..., Any], *parts: Any, **options: Any) -> Instance:
     return Instance(maker, parts, options)
 
 
+def slow(instance: Instance) -> Instance:
+    """A thing that takes minutes to check; with -m slow."""
+    return replace(instance, slow=True)
+
+
 def name_of(instance: Instance) -> str:
     """Of a test's id."""
     return instance.maker.__name__
@@ -84,6 +110,19 @@ def name_of(instance: Instance) -> str:
 def patient() -> Twin:
     """The brain that everything here was recorded from (simulated)."""
     return replace(linear_patient(**SMALL), settle_s=0.1, rate_hz=250.0)
+
+
+@cache
+def virtual_patient() -> VirtualPatient:
+    """One of a cohort, with delays, lesions and drowsiness (simulated)."""
+    return cohort(1, 8, population=Population(window_s=0.05))[0]
+
+
+@cache
+def rhythms() -> StuartLandau:
+    """Four oscillators, one of them past its bifurcation."""
+    growth = torch.tensor([5.0, -8.0, -8.0, -8.0], dtype=torch.float64)
+    return StuartLandau(torch.full((4,), 62.8, dtype=torch.float64), bifurcation=growth)
 
 
 @cache
@@ -145,11 +184,23 @@ def table() -> TrialTable:
         return read_trial_table(Path(folder))
 
 
-PARTS = (space, envelope, trials, at_rest, arx, evoked, setting, table)
+PARTS = (space, envelope, trials, at_rest, arx, evoked, setting, table, virtual_patient, rhythms)
 
 SYSTEMS = (
     smooth(jansen_rit_patient, **{**SMALL, "window_s": 0.1}),
     smooth(linear_patient, **SMALL),
+    smooth(VirtualPatient.twin, virtual_patient),
+    smooth(implanted, rhythms, gain=2.0, speed_m_s=3.0, entry={"x": 0.05}, contacts=4, window_s=0.1, settle_s=0.1),
+    slow(smooth(wendling_patient, **FEW)),
+    smooth(epileptor_patient, **FEW),
+    smooth(wilson_cowan_patient, **FEW),
+    smooth(hopf_patient, **FEW),
+    slow(smooth(montbrio_patient, **{**FEW, "window_s": 0.03})),
+    smooth(kuramoto_patient, **FEW),
+    slow(smooth(stn_gpe_patient, patient=1, window_s=0.1)),
+    slow(smooth(corticothalamic_patient, patient=1, window_s=0.1)),
+    slow(smooth(relaxation_patient, patient=1, window_s=0.1)),
+    slow(smooth(basal_ganglia_patient, patient=1, window_s=0.1)),
     smooth(ImaginedSystem, arx, at_rest),
     plain(ReplaySystem, table, "gain"),
 )

@@ -20,7 +20,8 @@ FLOORS = {
     "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "skill": 5, "picture": 5,
     "task": 6, "policy": 6, "replay": 6, "figures": 6, "maps": 6, "report": 6, "evidence": 6,
     "rollout": 7, "session": 7, "logged": 7, "offline": 7, "landscape": 7, "testing": 7,
-    "environment": 8, "environments": 8, "environment_sb3": 8, "listing": 8, "replaying": 8, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8,
+    "environment": 8, "environments": 8, "environment_sb3": 8,
+    "listing": 8, "replaying": 8, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8,
     "study": 8, "best_constant": 8, "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
 }  # fmt: skip
 BOTORCH_ALLOWED = {"models/score.py", "policies/improvement.py"}

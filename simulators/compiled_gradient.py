@@ -1,0 +1,265 @@
+"""Reverse mode through compiled steps: forward keeps states and arrivals, backward undoes one step after another.
+
+Autograd would keep every stage of every step and run each operation on its own. Here a step is
+one node: its states and what arrived are kept, a second unit computes the stages again and their
+cotangents in one go. What reached other regions late comes back by the transposed matrix: the
+cotangent of an emission is gathered from all later reads of it, block by block, latest first.
+
+Kept for each step: its state and its one or two arrivals. With `checkpoint` they are kept for a
+stretch only, and stretches are played again on the way back.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint as replayed
+
+from .compiled_delays import Strip, past_of_strip
+from .compiled_step import batch_innermost
+from .compiled_unit import Unit
+from .compiled_walk import Course, columns_of, pushes, reads_per_step, state_of, walk
+from .simulate import Reading, Trajectory
+
+_PUSHES = ("waves", "drive")
+
+
+def played_with_tape(
+    course: Course, values: Mapping[str, Tensor], reading: Reading, every: int, checkpoint: bool
+) -> Trajectory:
+    """A trajectory that carries gradients in all values."""
+    taped: Any = _Tape.apply
+    length = _stretch(course, values) if checkpoint else course.steps
+    values, readings, past = dict(values), [], None
+    own = _keeps_gradients(reading, values["start"])  # then it must be read where autograd sees it
+    for first in range(0, course.steps, length):
+        part = slice(first, first + length)
+        stretch = Course(course.step, course.batch_shape, min(length, course.steps - first), course.reads, course.ahead)
+        names = tuple(values)
+        now = [values[name][part] if name in _PUSHES else values[name] for name in names]
+        rules = (stretch, names, None if own else reading, (-first) % every, every)
+        played = replayed(taped, *rules, *now, use_reentrant=False) if checkpoint else taped(*rules, *now)
+        values["start"], values["strip"], read = played[0], played[1], played[2]
+        if own:
+            readings += [reading(state) for state in read.unbind(-1)]
+        elif read.shape[-1]:
+            readings.append(read)
+    whole = torch.stack(readings, -1) if own else torch.cat(readings, -1)
+    if course.reads is not None:
+        past = past_of_strip(values["strip"], course.batch_shape, course.outputs)
+    return Trajectory(whole, values["start"], past)
+
+
+def _keeps_gradients(reading: Reading, start: Tensor) -> bool:
+    with torch.enable_grad():
+        return bool(reading(start.detach()).requires_grad)
+
+
+def _stretch(course: Course, values: Mapping[str, Tensor]) -> int:
+    """Steps of a stretch, so that what all stretches keep and what one keeps for its steps are about the same."""
+    state = values["start"].numel()
+    per_step = state * (1 + 2 * course.outputs / course.states * (course.reads is not None))
+    kept = state + (values["strip"].numel() if course.reads else 0)
+    whole_blocks = math.ceil(math.sqrt(course.steps * kept / per_step) / course.ahead)
+    return min(course.steps, whole_blocks * course.ahead)
+
+
+class _Tape(torch.autograd.Function):
+    """A stretch of steps as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, course: Course, names: tuple[str, ...], reading: Reading | None, first: int, every: int, *now: Tensor
+    ) -> Any:
+        """End, strip and readings (states, where there is no reading); readings are at `first` and every `every` on."""
+        given = dict(zip(names, now, strict=True))
+        kept: list[Tensor] = []  # as the unit made them: gathering them would cost as much as a small step
+        heard: list[Tensor] = []
+        readings: list[Tensor] = []
+
+        def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
+            kept.extend(columns)
+            heard.extend(late)
+            if number >= first and (number - first) % every == 0:
+                state = state_of(columns)
+                readings.append(state if reading is None else reading(state))
+
+        columns, strips = walk(course, given, None, watch)
+        read = torch.stack(readings) if readings else given["start"].new_zeros(0)
+        ctx.rules = (course, names, reading, first, every)
+        ctx.save_for_backward(*kept, *heard, *now)
+        end = state_of(columns)
+        return end, strips[0].clone() if strips else given["start"].new_zeros(0), read.movedim(0, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, end: Tensor, strip: Tensor, read: Tensor) -> Any:
+        """Cotangents of all values."""
+        course, names, reading, first, every = ctx.rules
+        saved = ctx.saved_tensors
+        states, end_of_tape = course.steps * course.states, len(saved) - len(names)
+        given = dict(zip(names, saved[end_of_tape:], strict=True))
+        wanted = [name for name, needed in zip(names, ctx.needs_input_grad[5:], strict=True) if needed]
+        back = _Back(course, given, wanted, saved[:states], saved[states:end_of_tape])
+        found = back.run(end, strip, read, reading, first, every)
+        return None, None, None, None, None, *[found.get(name) for name in names]
+
+
+class _Back:
+    """The way back through a stretch."""
+
+    def __init__(
+        self,
+        course: Course,
+        given: Mapping[str, Tensor],
+        wanted: Sequence[str],
+        states: Sequence[Tensor],
+        heard: Sequence[Tensor],
+    ) -> None:
+        self.course, self.given, self.states, self.heard = course, given, states, heard
+        forward = course.unit(given, None)
+        self.per_step = reads_per_step(forward)
+        self.pulled = [
+            name for name in forward.names if name.startswith(("state.", "late.")) or _source(name) in wanted
+        ]
+        self.unit: Unit = course.unit(given, None, self.pulled)
+        self.found = {name: torch.zeros_like(given[name]) for name in wanted}
+
+    def run(
+        self, end: Tensor, strip: Tensor, read: Tensor, reading: Reading | None, first: int, every: int
+    ) -> dict[str, Tensor]:
+        """All cotangents that are wanted."""
+        course, pull = self.course, columns_of(end)
+        ears = _Echo(course, strip, self.per_step) if course.reads else None
+        fixed = {name: value for name, value in self.given.items() if name in self.unit.names}
+        for begin in reversed(range(0, course.steps, course.ahead)):
+            count = min(course.ahead, course.steps - begin)
+            pushed = pushes(self.given, begin, count)
+            edges = ears.block(count, full=count == course.ahead) if ears else None
+            for k in reversed(range(count)):
+                number = begin + k
+                pulls = pull if edges is None else [*pull, *_parts(edges[k], course)]
+                columns = list(self.states[number * course.states : (number + 1) * course.states])
+                late = self.heard[3 * number : 3 * number + 3]
+                slots = course.slots(fixed, columns, [late] if late else [], pushed[k])
+                slots.update({f"pull.{i}": self._laid(value) for i, value in enumerate(pulls)})
+                cotangents = dict(zip(self.pulled, self.unit(slots), strict=True))
+                pull = [
+                    cotangents[name] if (name := f"state.{i}") in cotangents else torch.zeros_like(columns[i])
+                    for i in range(course.states)
+                ]
+                self._add(number, cotangents)
+                if ears:
+                    ears.hear(cotangents)
+                if number >= first and (number - first) % every == 0:
+                    at = _pulled(reading, columns, read[..., (number - first) // every])
+                    pull = [a + b for a, b in zip(pull, at, strict=True)]
+            if ears:
+                ears.close(count)
+        if "start" in self.found:
+            self.found["start"] = state_of(pull)
+        if ears and "strip" in self.found:
+            self.found["strip"] = ears.past()
+        return self.found
+
+    def _laid(self, value: Tensor) -> Tensor:
+        """A cotangent with the batch innermost, where it is not so already."""
+        return value if value.stride() == self.states[0].stride() else batch_innermost(value, 0)
+
+    def _add(self, number: int, cotangents: Mapping[str, Tensor]) -> None:
+        for name, value in cotangents.items():
+            kind = _source(name)
+            if kind not in self.found or kind in ("start", "strip"):
+                continue
+            if kind == "waves":
+                self.found[kind][number, ..., int(name.split(".")[1])] = value
+            elif kind == "drive":
+                stage, place = (int(part) for part in name.split(".")[1:])
+                self.found[kind][number, stage, ..., place] += value
+            else:
+                self.found[kind] += value
+
+
+def _source(slot: str) -> str:
+    """Which of the given values a slot is part of."""
+    kinds = {"state": "start", "wave": "waves", "drive": "drive", "late": "strip"}
+    return kinds.get(slot.split(".")[0], slot)
+
+
+def _pulled(reading: Reading | None, columns: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    """Cotangents of the columns, from that of their reading."""
+    if reading is None:
+        return list(cotangent.unbind(-1))
+    with torch.enable_grad():
+        state = state_of(columns).detach().requires_grad_()
+        value = reading(state)
+        return list(torch.autograd.grad(value, state, cotangent)[0].unbind(-1))
+
+
+def _parts(edge: Tensor, course: Course) -> list[Tensor]:
+    """Cotangents of emission and slopes, [3, region, lane], in the order of a unit's outputs."""
+    lanes = edge.view(*edge.shape[:2], course.outputs, *course.batch_shape)
+    return [lanes[part, :, o].movedim(0, -1) for part in range(3) for o in range(course.outputs)]
+
+
+class _Echo:
+    """Delays on the way back: cotangents of arrivals, latest first, and the emissions that they belong to."""
+
+    def __init__(self, course: Course, strip: Tensor, per_step: int) -> None:
+        assert course.reads is not None
+        self.course, self.reads, self.per_step, self.late_rows = course, course.reads, per_step, strip
+        lanes = strip.shape[-1]
+        nothing = strip.new_zeros(self.reads.reach(per_step), self.reads.regions, lanes)
+        self.strip = Strip(nothing, per_step * course.ahead)
+        self.matrix = self.reads.adjoint(course.ahead, per_step, strip)
+        self.carried = nothing[0]
+        self.fresh: list[Tensor] = []
+
+    def block(self, count: int, full: bool) -> Tensor:
+        """Cotangents of what a block's steps emitted, [step, 3, region, lane]: later reads, and the past at the end."""
+        ahead, lanes = self.course.ahead, self.strip.rows.shape[-1]
+        rows = self.matrix @ self.strip.rows.view(-1, lanes) if full else self.late_rows.new_zeros(0)
+        rows = (
+            rows.view(ahead, *self.late_rows.shape[1:])
+            if full
+            else self.late_rows.new_zeros(count, *self.late_rows.shape[1:])
+        )
+        mine = min(count, len(self.late_rows))
+        rows[count - mine :] += self.late_rows[len(self.late_rows) - mine :]
+        self.late_rows = self.late_rows[: len(self.late_rows) - mine]
+        return rows
+
+    def hear(self, cotangents: Mapping[str, Tensor]) -> None:
+        """What a step says of its arrivals."""
+        start, middle, end = (self._lane(cotangents, stage) for stage in range(3))
+        self.fresh.append(self.carried if end is None else end + self.carried)
+        if self.per_step == 2:
+            self.fresh.append(torch.zeros_like(self.carried) if middle is None else middle)
+        self.carried = torch.zeros_like(self.carried) if start is None else start
+
+    def _lane(self, cotangents: Mapping[str, Tensor], stage: int) -> Tensor | None:
+        names = [f"late.{stage}.{o}" for o in range(self.course.outputs)]
+        if names[0] not in cotangents:
+            return None
+        parts = [cotangents[name].movedim(-1, 0) for name in names]
+        return torch.stack(parts, 1).flatten(1) if parts[0].ndim > 1 or len(parts) > 1 else parts[0].unsqueeze(-1)
+
+    def close(self, count: int) -> None:
+        """The block is over."""
+        self.strip.append(self.fresh, count * self.per_step)
+        self.fresh = []
+
+    def past(self) -> Tensor:
+        """Cotangents of the strip that the stretch began with."""
+        blocks: list[Tensor] = []
+        rows = 0
+        while rows < self.reads.back + 1:
+            blocks.insert(0, self.block(self.course.ahead, full=True))
+            for _ in range(self.course.ahead):
+                self.hear({})
+            self.close(self.course.ahead)
+            rows += self.course.ahead
+        return torch.cat(blocks)[-(self.reads.back + 1) :]

@@ -1,0 +1,142 @@
+"""Compiled steps: made from a `Step` for inputs of given shapes, with its derivatives, and kept.
+
+Everything that has a value is an input, so new values never compile anew; new shapes do. Units
+are kept for the life of the process, by what they were traced from; torch keeps the machine
+code on disk for the next one. Inputs are the slots that `compiled_step` names.
+"""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from .columns import without_stacks
+from .compiled_step import Slots, Step, batch_innermost, form
+
+_MOST_UNITS = 256  # kept; a study of a few circuits, shapes and schemes needs some tens
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A compiled step.
+
+    Attributes:
+        names: The slots that it reads, in order; others need not be made.
+        call: Takes tensors in that order and gives a list.
+    """
+
+    names: tuple[str, ...]
+    call: Any
+
+    def __call__(self, slots: Slots) -> list[Tensor]:
+        """The outputs of the step."""
+        return list(self.call(*[slots[name] for name in self.names]))
+
+    def needs(self, prefix: str) -> bool:
+        """Whether it reads any slot of this kind."""
+        return any(name.startswith(prefix) for name in self.names)
+
+
+_units: dict[Any, Unit] = {}  # code only: no value that a caller could change lives here
+_compiling = threading.Lock()
+
+
+def compiled(step: Step, slots: Slots, pulled: Sequence[str] = ()) -> Unit:
+    """The unit of a step for slots of these shapes.
+
+    Args:
+        step: What to compile.
+        slots: Examples of all inputs. Where some have a tangent, the tangents of all outputs follow the outputs.
+        pulled: Slots whose cotangents are wanted instead of the outputs.
+    """
+    names = tuple(slots)
+    look = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in slots.values())
+    rules = (step.scheme, step.dt_s, step.hold, step.edges, tuple(pulled), torch.get_num_threads())
+    key = (form(step.dynamics), names, look, id(step.scheme), *rules[1:])
+    with _compiling:
+        if key not in _units:
+            if len(_units) >= _MOST_UNITS:
+                _units.pop(next(iter(_units)))
+            _units[key] = _compile(step, slots, pulled)
+        return _units[key]
+
+
+def _compile(step: Step, slots: Slots, pulled: Sequence[str]) -> Unit:
+    turns = {name: x.detach() for name, x in slots.items() if name.startswith("turn.")}
+    values = {name: x.detach() for name, x in slots.items() if name not in turns}
+    names, examples = list(values), list(values.values())
+    with torch.enable_grad():
+        graph = without_stacks(lambda *given: step(dict(zip(names, given, strict=True))), examples)
+    if turns:
+        graph, names, examples = _forward_mode(graph, names, examples, turns)
+    if pulled:
+        graph, names, examples = _reverse_mode(graph, names, examples, pulled)
+    return _lowered(graph, names, examples)
+
+
+def _forward_mode(
+    graph: GraphModule, names: list[str], examples: list[Tensor], turns: Slots
+) -> tuple[GraphModule, list[str], list[Tensor]]:
+    places = [names.index(name.removeprefix("turn.")) for name in turns]
+
+    def both(*values: Tensor) -> list[Tensor]:
+        plain = list(values[: len(names)])
+
+        def moved(*some: Tensor) -> list[Tensor]:
+            for place, value in zip(places, some, strict=True):
+                plain[place] = value
+            return list(graph(*plain))
+
+        # what a vjp does to its cotangent is linear, and the transpose of that is the jvp; unlike torch.func.jvp this
+        # can be traced while the caller himself is differentiating forwards
+        primal, pull, *_ = torch.func.vjp(moved, *[plain[p] for p in places])
+        nothing = [torch.zeros_like(value) for value in primal]
+        _, push, *_ = torch.func.vjp(lambda *cotangents: pull(list(cotangents)), *nothing)
+        return [*primal, *push(tuple(values[len(names) :]))]
+
+    examples = examples + list(turns.values())
+    return make_fx(both)(*examples), names + list(turns), examples
+
+
+def _reverse_mode(
+    graph: GraphModule, names: list[str], examples: list[Tensor], pulled: Sequence[str]
+) -> tuple[GraphModule, list[str], list[Tensor]]:
+    places = [names.index(name) for name in pulled]
+    outputs = list(graph(*examples))
+
+    def back(*values: Tensor) -> list[Tensor]:
+        plain = list(values[: len(names)])
+
+        def moved(*some: Tensor) -> list[Tensor]:
+            for place, value in zip(places, some, strict=True):
+                plain[place] = value
+            return list(graph(*plain))
+
+        _, pull, *_ = torch.func.vjp(moved, *[plain[p] for p in places])
+        return list(pull(list(values[len(names) :])))
+
+    examples = examples + [batch_innermost(output.new_zeros(output.shape), 0) for output in outputs]
+    return make_fx(back)(*examples), names + [f"pull.{i}" for i in range(len(outputs))], examples
+
+
+def _lowered(graph: GraphModule, names: list[str], examples: list[Tensor]) -> Unit:
+    """Machine code of a graph, for the inputs that it reads."""
+    import torch._inductor  # here: it takes a second to import, and only compiled simulations need it
+
+    holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    read = [bool(node.users) for node in holders]
+    for node, used in zip(holders, read, strict=True):
+        if not used:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    kept: list[Any] = [example for example, used in zip(examples, read, strict=True) if used]
+    with torch.no_grad():
+        # sizes are right by the unit's key; checking them again at each step takes as long as a small circuit's sums
+        call = torch._inductor.compile(graph, kept, options={"size_asserts": False})
+        call(*kept)  # the machine code is made at the first call; an error belongs here
+    return Unit(tuple(name for name, used in zip(names, read, strict=True) if used), call)

@@ -1,0 +1,432 @@
+"""Speed of simulations, beside a loop in C.
+
+By hand: pytest tests/benchmarks/test_simulators_speed.py -n 0 -o addopts= -s
+
+Jansen-Rit in 76 regions, additive noise, float32, one thread, CPU time. Every figure is printed as the least and the
+median of its repeats; a test compares least with least, in one run. The connectome is the one of 76 regions in
+STIMOPT_DATA/connectomes where that is set, or one made with as many tracts and the same range of delays.
+"""
+
+import ctypes
+import itertools
+import os
+import resource
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from stimopt.simulators import JansenRit, Network, Trajectory, heun, read_connectome, rk4
+from stimopt.simulators.compiled import compiled_simulate, lane_waves
+from stimopt.simulators.compiled_delays import reads_of
+from stimopt.simulators.delays import steps_back
+from stimopt.tensors import generator
+
+REGIONS, ROWS, SPEED_M_S = 76, 64, 3.0
+COMPILER = shutil.which("gcc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, so nothing can be compiled"),
+]
+
+C_LOOP = r"""
+#include <math.h>
+#include <string.h>
+enum { R = 76, B = 64 };
+typedef float lane[B];
+static inline float fire(float v) { return 5.0f / (1.0f + expf(0.56f * (6.0f - v))); }
+
+static inline void slope(const float *y, float arriving, float p, float *d) {
+    const float C = 135.0f, A = 3.25f, G = 22.0f, a = 100.0f, b = 50.0f;
+    d[0] = y[3]; d[1] = y[4]; d[2] = y[5];
+    d[3] = a * (A * fire(y[1] - y[2]) - 2 * y[3] - a * y[0]);
+    d[4] = a * (A * (p + arriving + 0.8f * C * fire(C * y[0])) - 2 * y[4] - a * y[1]);
+    d[5] = b * (G * 0.25f * C * fire(0.25f * C * y[0]) - 2 * y[5] - b * y[2]);
+}
+
+static void gather(lane *out, const lane *e, int n, const int *to, const int *from, const float *w) {
+    memset(out, 0, sizeof(lane) * R);
+    for (int k = 0; k < n; k++)
+        for (int l = 0; l < B; l++) out[to[k]][l] += w[k] * e[from[k]][l];
+}
+
+/* Heun without delays; y [6][R][B], waves [steps][R][B] scaled to mV/s */
+void instant(int steps, float dt, lane *y, const lane *waves, const float *gain, int n, const int *to, const int *from,
+             const float *w) {
+    static lane e[R], c0[R], c1[R], m[6][R], s[6][R];
+    for (int t = 0; t < steps; t++) {
+        for (int i = 0; i < R; i++) for (int l = 0; l < B; l++) e[i][l] = fire(y[R + i][l] - y[2 * R + i][l]);
+        gather(c0, e, n, to, from, w);
+        for (int i = 0; i < R; i++) for (int l = 0; l < B; l++) {
+            float x[6], d[6];
+            for (int k = 0; k < 6; k++) x[k] = y[k * R + i][l];
+            slope(x, gain[l] * c0[i][l], 150.0f, d);
+            for (int k = 0; k < 6; k++) { s[k][i][l] = d[k]; m[k][i][l] = x[k] + dt * d[k]; }
+            m[4][i][l] += waves[t * R + i][l];
+            e[i][l] = fire(m[1][i][l] - m[2][i][l]);
+        }
+        gather(c1, e, n, to, from, w);
+        for (int i = 0; i < R; i++) for (int l = 0; l < B; l++) {
+            float x[6], d[6];
+            for (int k = 0; k < 6; k++) x[k] = m[k][i][l];
+            slope(x, gain[l] * c1[i][l], 150.0f, d);
+            for (int k = 0; k < 6; k++) y[k * R + i][l] += 0.5f * dt * (s[k][i][l] + d[k]);
+            y[4 * R + i][l] += waves[t * R + i][l];
+        }
+    }
+}
+
+/* the same with delays: cubic Hermite reads from a ring [depth][3][R][B] of emission and its slopes at both ends of a
+   step; tract k reads the step back[k] steps ago at the end of a step, with weights h[k] of 2 values and 2 slopes */
+void late(int steps, float dt, lane *y, const lane *waves, const float *gain, int n, const int *to, const int *from,
+          const int *back, const float (*h)[4], lane *ring, int depth, int now) {
+    static lane c[2][R];
+    memset(c, 0, sizeof c);
+    for (int t = -1; t < steps; t++) {
+        lane *old = c[(t + 1) & 1], *new = c[(t + 2) & 1];
+        memset(new, 0, sizeof(lane) * R);
+        for (int k = 0; k < n; k++) {
+            int at = ((now + 2 + t - back[k]) % depth + depth) % depth, before = (at + depth - 1) % depth;
+            const float *v0 = ring[(before * 3) * R + from[k]], *v1 = ring[(at * 3) * R + from[k]];
+            const float *s0 = ring[(at * 3 + 1) * R + from[k]], *s1 = ring[(at * 3 + 2) * R + from[k]];
+            float *o = new[to[k]];
+            for (int l = 0; l < B; l++) o[l] += h[k][0] * v0[l] + h[k][1] * v1[l] + h[k][2] * s0[l] + h[k][3] * s1[l];
+        }
+        if (t < 0) continue;
+        int row = (now + 1 + t) % depth;
+        for (int i = 0; i < R; i++) for (int l = 0; l < B; l++) {
+            float x[6], m[6], d0[6], d1[6];
+            for (int k = 0; k < 6; k++) x[k] = y[k * R + i][l];
+            float f = fire(x[1] - x[2]), noise = waves[t * R + i][l];
+            ring[(row * 3 + 1) * R + i][l] = 0.56f * f * (1 - f / 5.0f) * (x[4] - x[5]);
+            slope(x, gain[l] * old[i][l], 150.0f, d0);
+            for (int k = 0; k < 6; k++) m[k] = x[k] + dt * d0[k];
+            m[4] += noise;
+            slope(m, gain[l] * new[i][l], 150.0f, d1);
+            for (int k = 0; k < 6; k++) x[k] += 0.5f * dt * (d0[k] + d1[k]);
+            x[4] += noise;
+            for (int k = 0; k < 6; k++) y[k * R + i][l] = x[k];
+            f = fire(x[1] - x[2]);
+            ring[(row * 3) * R + i][l] = f;
+            ring[(row * 3 + 2) * R + i][l] = 0.56f * f * (1 - f / 5.0f) * (x[4] - x[5]);
+        }
+    }
+}
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_of_the_machine():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def tracts() -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights that sum to 1 for each region, and delays in s."""
+    folder = os.environ.get("STIMOPT_DATA", "")
+    file = Path(folder) / "connectomes" / "tvb76.nc"
+    if folder and file.exists():
+        connectome = read_connectome(file)
+        return connectome.received, connectome.delays_s(SPEED_M_S)
+    source = generator(76, "tracts")
+    used = torch.rand(REGIONS, REGIONS, generator=source, dtype=torch.float64) < 1494 / (76 * 75)
+    used.fill_diagonal_(False)
+    weights = used * torch.rand(REGIONS, REGIONS, generator=source, dtype=torch.float64)
+    delays = used * (0.00165 + 0.0445 * torch.rand(REGIONS, REGIONS, generator=source, dtype=torch.float64))
+    return weights / weights.sum(-1, keepdim=True).clamp_min(1e-9), delays
+
+
+def network(tracts, late: bool, rows: int = ROWS, dtype=torch.float32, gain=None) -> Network:
+    gain = torch.linspace(5.0, 15.0, rows, dtype=dtype) if gain is None else gain
+    return Network(
+        JansenRit(torch.full((REGIONS,), 150.0, dtype=dtype)),
+        tracts[0].to(dtype),
+        gain=gain,
+        delay_s=tracts[1] if late else None,
+    )
+
+
+def timed(function, repeats: int = 7) -> tuple[float, float]:
+    """Least and median CPU seconds of a call."""
+    seconds = []
+    for _ in range(repeats):
+        before = time.process_time()
+        function()
+        seconds.append(time.process_time() - before)
+    return min(seconds), sorted(seconds)[repeats // 2]
+
+
+def cpu_with_children() -> float:
+    return time.process_time() + resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Player:
+    """Plays one network on and on, in calls of the same length."""
+
+    def __init__(self, circuit: Network, rows: int, scheme, dt_s: float, steps: int) -> None:
+        self.circuit, self.rows, self.scheme, self.dt_s, self.steps = circuit, rows, scheme, dt_s, steps
+        start = circuit.rest.expand(rows, -1, -1).contiguous()
+        self.last = Trajectory(start, start, None)
+        self.waves = lane_waves(circuit, (rows,), steps, dt_s, generator(1))
+        before = cpu_with_children()
+        self.play()
+        self.compile_s = cpu_with_children() - before
+        for _ in range(2):
+            self.play()
+
+    def play(self, waves=None) -> Trajectory:
+        self.last = compiled_simulate(
+            self.circuit, self.last.end, past=self.last.past, dt_s=self.dt_s, steps=self.steps, scheme=self.scheme,
+            waves=self.waves if waves is None else waves,
+            reading=self.circuit.potential_mv, every=max(1, round(1e-3 / self.dt_s)),
+        )  # fmt: skip
+        return self.last
+
+    def play_with_draw(self) -> Trajectory:
+        return self.play(lane_waves(self.circuit, (self.rows,), self.steps, self.dt_s, generator(2)))
+
+    def ns(self, seconds: float) -> float:
+        return seconds / self.steps / self.rows / self.circuit.rest.shape[0] * 1e9
+
+
+@pytest.fixture(scope="module")
+def c_loop(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no gcc here")
+    folder = tmp_path_factory.mktemp("c")
+    (folder / "loop.c").write_text(C_LOOP)
+    command = [COMPILER, "-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", "loop.c", "-o", "loop.so", "-lm"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ctypes.CDLL(str(folder / "loop.so"))
+
+
+def pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+class CPlayer:
+    """The same with the loop in C."""
+
+    def __init__(self, c_loop, circuit: Network, dt_s: float, steps: int, waves: torch.Tensor) -> None:
+        self.steps, self.dt_s, self.library, self.gain = steps, dt_s, c_loop, circuit.gain.contiguous()
+        self.state = circuit.rest.new_zeros(6, REGIONS, ROWS)
+        size = circuit.noise(circuit.rest)[0, 0]
+        self.waves = (waves.movedim((-1, -2), (1, 2))[:, 0] * size).contiguous()
+        self.late = circuit.delay_s is not None
+        used = circuit.weights.nonzero()
+        self.to, self.source = used[:, 0].int().contiguous(), used[:, 1].int().contiguous()
+        self.weights = circuit.weights[used[:, 0], used[:, 1]].contiguous()
+        if self.late:
+            reads = reads_of(circuit, dt_s)
+            place = -reads.delays
+            x = (place - place.floor()).unsqueeze(-1)
+            self.back = (-place.floor()).int().contiguous()
+            self.depth = steps_back(circuit, dt_s) + 2
+            basis = torch.cat(
+                [2 * x**3 - 3 * x**2 + 1, 3 * x**2 - 2 * x**3, dt_s * (x**3 - 2 * x**2 + x), dt_s * (x**3 - x**2)], -1
+            )
+            self.basis = (basis * reads.weights.unsqueeze(-1)).float().contiguous()
+            resting = circuit.emission(circuit.rest)[:, 0]
+            self.ring = torch.zeros(self.depth, 3, REGIONS, ROWS)
+            self.ring[:, 0] = resting.unsqueeze(-1)
+            self.now = self.depth - 1
+
+    def play(self) -> None:
+        common = (self.steps, ctypes.c_float(self.dt_s), pointer(self.state), pointer(self.waves), pointer(self.gain))
+        edges = (len(self.to), pointer(self.to), pointer(self.source))
+        if not self.late:
+            self.library.instant(*common, *edges, pointer(self.weights))
+            return
+        self.library.late(
+            *common, *edges, pointer(self.back), pointer(self.basis), pointer(self.ring), self.depth, self.now
+        )
+        self.now = (self.now + self.steps) % self.depth
+
+
+@pytest.mark.parametrize(("late", "tvboptim_ns"), [(False, 45.0), (True, 116.0)])
+def test_heun_at_a_tenth_of_a_millisecond_keeps_up_with_c(tracts, c_loop, late, tvboptim_ns):
+    """tvboptim 0.4 was measured at 0.034 and 0.44 CPU-s per simulated second and row; of the latter, a fifth."""
+    circuit, dt_s, steps = network(tracts, late), 1e-4, 500
+    ours = Player(circuit, ROWS, heun, dt_s, steps)
+    waves = lane_waves(circuit, (ROWS,), steps, dt_s, generator(5))
+    theirs = CPlayer(c_loop, circuit, dt_s, steps, waves)
+    fresh = circuit.rest.expand(ROWS, -1, -1).contiguous()
+    theirs.play()
+    check = compiled_simulate(circuit, fresh, dt_s=dt_s, steps=steps, scheme=heun, waves=waves, every=steps).end
+    gap = float((theirs.state.movedim((0, 1), (2, 1)) - check).abs().max() / check.abs().max())
+    for _ in range(2):
+        theirs.play()
+    quick, drawn, c = [], [], []
+    for _ in range(7):
+        quick.append(ours.ns(timed(ours.play, 1)[0]))
+        drawn.append(ours.ns(timed(ours.play_with_draw, 1)[0]))
+        c.append(ours.ns(timed(theirs.play, 1)[0]))
+    least = [min(x) for x in (quick, drawn, c)]
+    middle = [sorted(x)[3] for x in (quick, drawn, c)]
+    figures = [f"{low:.1f}/{mid:.1f}" for low, mid in zip(least, middle, strict=True)]
+    print(
+        f"\nlate={late}: ns per region and step, least/median: compiled {figures[0]}, with its noise's draw "
+        f"{figures[1]}, C without draw {figures[2]}; compile {ours.compile_s:.0f} CPU-s; "
+        f"peak {peak_mb():.0f} MB; gap to C {gap:.1e}"
+    )
+    assert gap < 1e-3  # the same equations: float32 sums in another order
+    assert least[1] < tvboptim_ns
+    assert least[0] < 2 * least[2]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_rk4_at_a_millisecond_costs_a_hundredth_of_a_second(tracts, late):
+    player = Player(network(tracts, late), ROWS, rk4, 1e-3, 250)
+    seconds = [s / 0.25 / ROWS for s in timed(player.play_with_draw)]
+    print(
+        f"\nlate={late}: CPU-s per simulated second and row {seconds[0]:.4f}/{seconds[1]:.4f}; "
+        f"compile {player.compile_s:.0f} CPU-s; peak {peak_mb():.0f} MB"
+    )
+    assert seconds[0] < 0.01
+
+
+def log_band_powers(played: torch.Tensor) -> torch.Tensor:
+    """log10 of power in 1-4, 4-8, 8-13, 13-30 Hz, mean over regions, [row, band]; from 1 kHz."""
+    spectrum = (
+        torch.fft.rfft((played - played.mean(-1, keepdim=True)) * torch.hann_window(played.shape[-1]), dim=-1)
+        .abs()
+        .square()
+    )
+    hz = torch.fft.rfftfreq(played.shape[-1], 1e-3)
+    bands = [(1, 4), (4, 8), (8, 13), (13, 30)]
+    return torch.stack([spectrum[..., (hz >= a) & (hz < b)].sum(-1).log10().mean(-1) for a, b in bands], -1)
+
+
+def test_band_powers_at_a_millisecond_are_those_of_a_tenth(tracts):
+    powers = []
+    for scheme, dt_s, seed in ((rk4, 1e-3, 1), (heun, 1e-4, 2)):
+        circuit = network(tracts, True, gain=torch.full((ROWS,), 10.0))
+        state, past, parts = circuit.rest.expand(ROWS, -1, -1).contiguous(), None, []
+        source, steps = generator(seed), round(0.5 / dt_s)
+        for _ in range(8):
+            waves = lane_waves(circuit, (ROWS,), steps, dt_s, source)
+            played = compiled_simulate(circuit, state, past=past, dt_s=dt_s, steps=steps, scheme=scheme, waves=waves,
+                                       reading=circuit.potential_mv, every=round(1e-3 / dt_s))  # fmt: skip
+            state, past = played.end, played.past
+            parts.append(played.readings)
+        powers.append(log_band_powers(torch.cat(parts[2:], -1)))
+    gap = powers[0].mean(0) - powers[1].mean(0)
+    noise = ((powers[0].var(0) + powers[1].var(0)) / ROWS).sqrt()
+    print(
+        "\nlog10 band power, 1 ms minus 0.1 ms:",
+        [f"{g:+.4f} +- {n:.4f}" for g, n in zip(gap.tolist(), noise.tolist(), strict=True)],
+    )
+    assert bool((gap.abs() < 3 * noise).all())
+
+
+@pytest.mark.parametrize(("late", "scheme", "dt_s"), [(False, heun, 1e-4), (True, heun, 1e-4), (True, rk4, 1e-3)])
+def test_gradients_cost_a_few_passes(tracts, late, scheme, dt_s):
+    steps = 960
+    circuit = network(tracts, late)
+    start = circuit.rest.expand(ROWS, -1, -1).contiguous()
+    waves = lane_waves(circuit, (ROWS,), steps, dt_s, generator(3))
+    every = max(1, round(1e-3 / dt_s))
+
+    def loss(gain: torch.Tensor) -> torch.Tensor:
+        moved = network(tracts, late, gain=gain)
+        played = compiled_simulate(
+            moved, start, dt_s=dt_s, steps=steps, scheme=scheme, waves=waves, reading=moved.potential_mv, every=every
+        )
+        power = torch.fft.rfft(played.readings - played.readings.mean(-1, keepdim=True), dim=-1).abs().square()
+        return power[..., 1:4].sum().log10()
+
+    gain = torch.linspace(5.0, 15.0, ROWS)
+
+    def forward() -> None:
+        with torch.no_grad():
+            loss(gain)
+
+    def tangent() -> torch.Tensor:
+        return torch.func.jvp(loss, (gain,), (torch.ones_like(gain),))[1]
+
+    def reverse() -> torch.Tensor:
+        at = gain.clone().requires_grad_()
+        return torch.autograd.grad(loss(at), at)[0]
+
+    costs: list[list[float]] = [[], [], []]
+    before = cpu_with_children()
+    forward()
+    slope, slopes = tangent(), reverse()
+    compile_s = cpu_with_children() - before
+    for _ in range(7):
+        for cost, one in zip(costs, (forward, tangent, reverse), strict=True):
+            cost.append(timed(one, 1)[0])
+    ratios = [min(cost) / min(costs[0]) for cost in costs[1:]]
+    medians = [sorted(cost)[3] / sorted(costs[0])[3] for cost in costs[1:]]
+    print(
+        f"\nlate={late} {scheme.__name__}: passes for a tangent {ratios[0]:.2f}/{medians[0]:.2f}, for reverse "
+        f"{ratios[1]:.2f}/{medians[1]:.2f}; compile {compile_s:.0f} CPU-s; peak {peak_mb():.0f} MB"
+    )
+    torch.testing.assert_close(slopes.sum(), slope, rtol=1e-3, atol=1e-6)  # float32, two orders of summation
+    assert ratios[1] < 3.5
+    if late and ratios[0] >= 1.6:  # 1.7 to 2.1 were measured at 1 ms and 2.4 to 3.3 at 0.1 ms
+        pytest.xfail(f"a tangent costs {ratios[0]:.2f} passes with delays, not 1.6: it has a past of its own to read")
+    assert ratios[0] < 1.6
+
+
+def test_ten_seconds_of_gradient_fit_in_four_gigabytes(tracts):
+    steps, before = 10_000, peak_mb()
+    circuit = network(tracts, True)
+    start = circuit.rest.expand(ROWS, -1, -1).contiguous()
+    waves = lane_waves(circuit, (ROWS,), steps, 1e-3, generator(3))
+    gain = torch.linspace(5.0, 15.0, ROWS).requires_grad_()
+    moved = network(tracts, True, gain=gain)
+    played = compiled_simulate(
+        moved, start, dt_s=1e-3, steps=steps, waves=waves, reading=moved.potential_mv, checkpoint=True
+    )
+    torch.autograd.grad(played.readings.square().mean().log(), gain)
+    print(f"\n10 s, {ROWS} rows, delays, 1 ms: peak {peak_mb():.0f} MB in all, {before:.0f} before")
+    assert peak_mb() < 4096
+
+
+def test_environment_steps_of_a_single_column():
+    """A decision: ten steps of 1 ms in 4096 rows, from a state and a drive to a state and readings."""
+    rows, steps = 4096, 10
+    column = JansenRit(torch.full((1,), 150.0))
+    state = column.rest.expand(rows, 1, 6).contiguous()
+    drive = torch.zeros(steps, 3, rows, 1, 2)
+    source = generator(1)
+
+    def decide() -> None:
+        waves = lane_waves(column, (rows,), steps, 1e-3, source)
+        compiled_simulate(column, state, dt_s=1e-3, scheme=heun, drive=drive, waves=waves, reading=column.potential_mv)
+
+    decide()
+    least, middle = timed(decide, 30)
+    print(f"\nenvironment steps per CPU-second: {rows / least:,.0f} / {rows / middle:,.0f}")
+    assert rows / least > 500_000
+
+
+def test_cost_grows_in_a_straight_line_with_time_rows_and_tracts(tracts):
+    """Twice the time, rows or tracts cost at most 2.6 times as much, where a quadratic cost would be 4.
+
+    The room is for a shared machine, whose caches others use too.
+    """
+    plain = network(tracts, True)
+    curves: dict[str, list[tuple[int, float]]] = {"steps": [], "rows": [], "tracts": []}
+    for steps in (250, 500, 1000):
+        curves["steps"].append((steps, timed(Player(plain, ROWS, rk4, 1e-3, steps).play, 5)[0]))
+    for rows in (64, 128, 256):
+        curves["rows"].append((rows, timed(Player(network(tracts, True, rows), rows, rk4, 1e-3, 250).play, 5)[0]))
+    order = torch.rand(REGIONS, REGIONS, generator=generator(3))
+    for share in (0.25, 0.5, 1.0):
+        kept = (order < share) | (tracts[1] == tracts[1][tracts[0] > 0].max())
+        fewer = (tracts[0] * kept, tracts[1])
+        player = Player(network(fewer, True), ROWS, rk4, 1e-3, 250)
+        curves["tracts"].append((int((fewer[0] != 0).sum()), timed(player.play, 5)[0]))
+    for name, curve in curves.items():
+        print(f"\n{name}:", ", ".join(f"{size}: {seconds * 1e3:.1f} ms" for size, seconds in curve))
+        for (small, first), (large, second) in itertools.pairwise(curve):
+            assert second / first < 1.3 * large / small

@@ -1,0 +1,243 @@
+"""Compiled simulations against `simulate`: the same numbers, gradients, pasts, and a way out without a compiler."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+from stimopt.errors import ConfigError, ShapeError
+from stimopt.simulators import (
+    Dynamics,
+    JansenRit,
+    LinearOscillator,
+    Network,
+    compiled_unit,
+    euler,
+    heun,
+    rk4,
+    simulate,
+    white_waves,
+)
+from stimopt.simulators import compiled as compiled_file
+from stimopt.simulators.compiled import compiled_simulate, lane_waves
+from stimopt.simulators.compiled_delays import Strip, past_of_strip, reads_of, strip_of
+from stimopt.simulators.delays import delayed_reads, still_past
+from stimopt.simulators.hopf import StuartLandau
+from stimopt.tensors import generator
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None, reason="no C++ compiler here, so nothing can be compiled"
+)
+ROWS, STEPS, DT_S = 3, 21, 1e-3
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}  # the bar: rounding of float64 over some tens of steps, with room
+
+WEIGHTS = torch.tensor([[0.0, 0.6, 0.4], [1.0, 0.0, 0.3], [0.0, 0.5, 0.0]], dtype=torch.float64)
+DELAY_S = torch.tensor([[0.0, 0.004, 0.0064], [0.0088, 0.0, 0.003], [0.0, 0.0071, 0.0]], dtype=torch.float64)
+
+
+def oscillators(gain: float = 900.0, natural: float = 60.0) -> Network:
+    natural_per_s = torch.tensor([1.0, 1.3, 0.8], dtype=torch.float64) * natural
+    circuit = LinearOscillator(natural_per_s, 8.0, noise_gain=30.0)
+    return Network(circuit, WEIGHTS, gain=gain, delay_s=DELAY_S)
+
+
+def columns() -> JansenRit:
+    return JansenRit(torch.tensor([150.0, 120.0, 210.0], dtype=torch.float64))
+
+
+def forced(dynamics: Dynamics, seed: int = 1) -> dict[str, Tensor]:
+    """A start, noise and drive."""
+    source = generator(seed)
+    start = dynamics.rest + torch.rand(ROWS, *dynamics.rest.shape, generator=source, dtype=torch.float64)
+    drive = torch.randn(STEPS, 3, ROWS, 3, len(dynamics.inputs), generator=source, dtype=torch.float64)
+    return {"start": start, "drive": drive, "waves": white_waves(dynamics, (ROWS,), STEPS, DT_S, source)}
+
+
+def assert_alike(dynamics: Dynamics, scheme=rk4, **options) -> None:
+    given = forced(dynamics) | {"dt_s": DT_S, "scheme": scheme, "reading": dynamics.potential_mv, "every": 2, **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # no silent way out
+        ours = compiled_simulate(dynamics, **given)
+    truth = simulate(dynamics, **given)
+    torch.testing.assert_close(ours.readings, truth.readings, **CLOSE)
+    torch.testing.assert_close(ours.end, truth.end, **CLOSE)
+    assert (ours.past is None) == (truth.past is None)
+    if ours.past is not None and truth.past is not None:
+        torch.testing.assert_close(ours.past.emission, truth.past.emission, **CLOSE)
+        torch.testing.assert_close(ours.past.slope_end, truth.past.slope_end, rtol=1e-10, atol=1e-8)  # per second
+
+
+@needs_compiler
+def test_a_compiled_network_plays_as_the_plain_one_and_new_values_compile_nothing():
+    assert_alike(oscillators(), heun)
+    before = len(compiled_unit._units)
+    assert_alike(oscillators(gain=400.0, natural=80.0), heun)
+    assert len(compiled_unit._units) == before
+    network = oscillators()
+    whole = forced(network)
+    cut = 8
+    kept = {"dt_s": DT_S, "scheme": heun}
+    first = compiled_simulate(network, whole["start"], drive=whole["drive"][:cut], waves=whole["waves"][:cut], **kept)
+    second = compiled_simulate(
+        network, first.end, drive=whole["drive"][cut:], waves=whole["waves"][cut:], past=first.past, **kept
+    )
+    at_once = compiled_simulate(network, **whole, **kept)
+    torch.testing.assert_close(torch.cat([first.readings, second.readings], -1), at_once.readings, **CLOSE)
+    assert torch.equal(at_once.end, compiled_simulate(network, **whole, **kept).end)  # to the bit
+
+
+def test_without_a_compiler_the_plain_loop_plays_after_a_warning(monkeypatch):
+    def no_compiler(*_):
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(compiled_unit, "_lowered", no_compiler)
+    network = Network(columns(), WEIGHTS, gain=3.0)
+    given = forced(network) | {"dt_s": 7e-4, "scheme": heun}
+    with pytest.warns(UserWarning, match="no compiler here"):
+        ours = compiled_simulate(network, **given)
+    assert torch.equal(ours.end, simulate(network, **given).end)
+
+
+def test_gradients_in_delays_are_left_to_the_plain_loop(monkeypatch):
+    monkeypatch.setattr(compiled_file, "_compiles", lambda *_: pytest.fail("was compiled"))
+    delay_s = DELAY_S.clone().requires_grad_()
+    network = Network(oscillators().circuit, WEIGHTS, gain=900.0, delay_s=delay_s)
+    end = compiled_simulate(network, network.rest + 0.1, dt_s=DT_S, steps=8).end
+    assert bool(torch.autograd.grad(end.sum(), delay_s)[0].abs().max() > 0)
+
+
+def test_refusals_are_those_of_the_plain_loop():
+    network = oscillators()
+    with pytest.raises(ConfigError, match="shortest delay"):
+        compiled_simulate(network, network.rest, dt_s=5e-3, steps=3)
+    with pytest.raises(ShapeError, match="region, state"):
+        compiled_simulate(network, network.rest[:2], dt_s=DT_S, steps=3)
+    with pytest.raises(ShapeError, match="steps is None"):
+        compiled_simulate(network, network.rest, dt_s=DT_S)
+
+
+def test_lane_waves_are_white_and_lie_as_compiled_units_read_them():
+    waves = lane_waves(oscillators(), (50,), 400, DT_S, generator(1))
+    assert tuple(waves.shape) == (400, 50, 3, 1)
+    assert waves.movedim((-1, -2), (1, 2)).is_contiguous()
+    # 60,000 normals: their variance is known to 0.6 %, and 4 of those
+    assert abs(float(waves.var()) / DT_S - 1) < 0.025
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_sparse_matrix_hears_what_the_plain_plan_hears(batched):
+    plain = oscillators()
+    weights = WEIGHTS * torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64).reshape(3, 1, 1) if batched else WEIGHTS
+    network = Network(plain.circuit, weights, gain=900.0, delay_s=DELAY_S)
+    past = still_past(network, torch.rand(ROWS, 3, 2, generator=generator(1), dtype=torch.float64), DT_S)
+    past = type(past)(
+        *(torch.rand(x.shape, generator=generator(i), dtype=x.dtype) for i, x in enumerate(vars(past).values()))
+    )
+    block, strip = 3, strip_of(past)
+    reads = reads_of(network, DT_S)
+    heard = reads.arrivals(reads.matrix(torch.arange(2 * block + 1), strip), strip)  # [read, region, row]
+    truth = delayed_reads(network, DT_S, block).drive(network, past)[..., 0] / network.gain  # [step, 3, row, region]
+    torch.testing.assert_close(heard[:-1:2].mT, truth[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(heard[1::2].mT, truth[:, 1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(heard[2::2].mT, truth[:, 2], rtol=1e-12, atol=1e-12)
+
+
+def test_a_strip_becomes_a_past_and_a_strip_again():
+    strip = torch.rand(5, 3, 4, 6, generator=generator(1), dtype=torch.float64)
+    past = past_of_strip(strip, (3,), 2)
+    assert strip_of(past) is strip  # a view of a strip is not copied
+    apart = type(past)(past.emission.clone(), past.slope_end, past.slope_start)  # the slopes in each other's places
+    again = strip_of(apart)
+    torch.testing.assert_close(again[:, 0], strip[:, 0])
+    torch.testing.assert_close(again[1:, 1], strip[1:, 2])
+
+
+def test_a_strip_keeps_its_last_rows_in_order():
+    strip, seen = Strip(torch.arange(4.0).reshape(4, 1, 1, 1), 3), list(range(4))
+    for first in range(4, 40, 3):
+        strip.append([torch.full((1, 1), float(first + i)) for i in range(3)], 3)
+        seen += range(first, first + 3)
+        assert strip.rows.flatten().tolist() == seen[-4:]
+
+
+CASES = [
+    (lambda: Network(columns(), WEIGHTS, gain=10.0), heun, {}),
+    (lambda: Network(columns(), WEIGHTS, gain=10.0, delay_s=DELAY_S), rk4, {}),
+    (lambda: Network(columns(), WEIGHTS, gain=10.0, delay_s=DELAY_S), heun, {"hold_coupling": True}),
+    (lambda: Network(columns(), WEIGHTS, gain=torch.tensor([2.0, 8.0, 15.0]).double(), delay_s=DELAY_S), euler, {}),
+    (lambda: Network(columns(), torch.stack([WEIGHTS, 2 * WEIGHTS, WEIGHTS.mT]), gain=5.0, delay_s=DELAY_S), heun, {}),
+    (lambda: StuartLandau(torch.full((3,), 5.0, dtype=torch.float64)), rk4, {}),
+    (lambda: Network(StuartLandau(torch.full((3,), 5.0, dtype=torch.float64)), WEIGHTS, gain=3.0, delay_s=DELAY_S,
+                     entry=torch.eye(2, dtype=torch.float64), diffusive=True), heun, {}),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("make", "scheme", "options"), CASES)
+def test_every_circuit_plays_compiled_as_it_plays_plain(make, scheme, options):
+    assert_alike(make(), scheme, **options)
+
+
+def score(play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, waves: Tensor, **options) -> Tensor:
+    network = Network(JansenRit(afferents), WEIGHTS, gain=gain, delay_s=DELAY_S)
+    played = play(
+        network,
+        start,
+        dt_s=DT_S,
+        drive=drive,
+        waves=waves,
+        scheme=heun,
+        reading=network.potential_mv,
+        every=2,
+        **options,
+    )
+    return played.readings.square().sum() + played.end[..., 1].sum() + played.past.slope_end.sum() / 10
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_gradients_through_delays_are_those_of_the_plain_loop():
+    network = Network(columns(), WEIGHTS, gain=10.0, delay_s=DELAY_S)
+    given = forced(network)
+    at = [
+        torch.tensor(10.0, dtype=torch.float64),
+        columns().afferents_hz,
+        *(given[k] for k in ("start", "drive", "waves")),
+    ]
+
+    def gradients(play, **options) -> tuple[Tensor, ...]:
+        moved = [x.clone().requires_grad_() for x in at]
+        return torch.autograd.grad(score(play, *moved, **options), moved)
+
+    truth = gradients(simulate)
+    for ours in (gradients(compiled_simulate), gradients(compiled_simulate, checkpoint=True)):
+        for one, other in zip(ours, truth, strict=True):
+            torch.testing.assert_close(one, other, **CLOSE)
+    tangent = torch.func.jvp(lambda *x: score(compiled_simulate, *x), tuple(at), tuple(torch.ones_like(x) for x in at))[
+        1
+    ]
+    torch.testing.assert_close(tangent, sum((g.sum() for g in truth), at[0] * 0), **CLOSE)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_row_does_not_see_its_batch_and_single_precision_stays_single():
+    network = oscillators()
+    given = forced(network)
+    together = compiled_simulate(network, **given, dt_s=DT_S, scheme=heun).end
+    for row in range(ROWS):
+        part = {"start": given["start"][row], "drive": given["drive"][:, :, row], "waves": given["waves"][:, row]}
+        alone = compiled_simulate(network, **part, dt_s=DT_S, scheme=heun).end
+        torch.testing.assert_close(alone, together[row], rtol=1e-13, atol=1e-13)
+    single = Network(
+        LinearOscillator(network.circuit.natural_per_s.float(), 8.0, noise_gain=30.0), WEIGHTS.float(), gain=900.0,
+        delay_s=DELAY_S,
+    )  # fmt: skip
+    end = compiled_simulate(
+        single, dt_s=DT_S, scheme=heun, **{name: value.float() for name, value in given.items()}
+    ).end
+    assert end.dtype == torch.float32
+    torch.testing.assert_close(end.double(), together, rtol=1e-4, atol=1e-4)
