@@ -88,10 +88,10 @@ class JansenRit(Dynamics):
         pyramidal = torch.sigmoid(r * (y1 - y2 + polarised) - above)  # shares of the largest rate
         excited = torch.sigmoid((r * c1) * y0 - above)
         inhibited = torch.sigmoid((r * c3) * y0 - above)
-        received = excitation * (self.afferents_hz + afferents) + (excitation * largest_hz * c2) * excited
-        y0_force = (excitation * largest_hz) * pyramidal - (2 * a) * y0_rate - (a * a) * y0
-        y1_force = received - (2 * a) * y1_rate - (a * a) * y1
-        y2_force = (inhibition * largest_hz * c4) * inhibited - (2 * b) * y2_rate - (b * b) * y2
+        received = excitation * _less(self.afferents_hz + afferents, -largest_hz * c2, excited)
+        y0_force = _less(_less((excitation * largest_hz) * pyramidal, 2 * a, y0_rate), a * a, y0)
+        y1_force = _less(_less(received, 2 * a, y1_rate), a * a, y1)
+        y2_force = _less(_less((inhibition * largest_hz * c4) * inhibited, 2 * b, y2_rate), b * b, y2)
         return torch.stack([y0_rate, y1_rate, y2_rate, y0_force, y1_force, y2_force], -1)
 
     def noise(self, state: State) -> Float[Tensor, "*batch region noisy"]:
@@ -114,3 +114,8 @@ class JansenRit(Dynamics):
     def potential_mv(self, state: State) -> Potential:
         """The pyramidal potential y1 - y2."""
         return state[..., 1] - state[..., 2]
+
+
+def _less(value: Tensor, factor: Parameter, other: Tensor) -> Tensor:
+    """Value - factor * other, in one operation where the factor is a number."""
+    return value - factor * other if isinstance(factor, Tensor) else torch.sub(value, other, alpha=factor)

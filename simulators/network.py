@@ -78,12 +78,13 @@ class Network(Joined):
 
     def entering(self, received: Emission) -> Drive:
         """The drive that weighted emissions make."""
-        if self.entry is None:
-            first = received[..., :1]
-            missing = len(self.inputs) - 1
-            spread = torch.nn.functional.pad(first, (0, missing)) if missing else first
-        else:
+        if self.entry is not None:
             spread = received @ self.entry.mT
+        elif len(self.inputs) == 1:
+            spread = received[..., :1]
+        else:
+            nothing = torch.zeros_like(received[..., 0])
+            spread = torch.stack([received[..., 0]] + [nothing] * (len(self.inputs) - 1), -1)
         gain = self.gain[..., None, None] if isinstance(self.gain, Tensor) else self.gain
         return spread * gain
 

@@ -4,6 +4,8 @@ Subthalamic and pallidal nuclei, a corticothalamic loop, an ensemble of relaxati
 ganglia as spiking cells. Where cortex patients differ by a ball of tissue, these differ by how the electrode
 passed its target, by the circuit's parameters and by what axons follow. Axons of deep nuclei follow faster trains
 than those of grey matter do here (`FOLLOW_HZ`, chosen: therapeutic rates of about 130 Hz must reach the circuit).
+Leads are read 1000 times a second: samples are points, and at 500 Hz the fourth harmonic of 130 Hz would be read as
+20 Hz, in the middle of beta.
 Potentials are scaled to the tens to hundreds of uV that leads and shafts read. All of it is simulated.
 """
 
@@ -45,7 +47,7 @@ def stn_gpe_patient(
     noise: float = 2.0,
     drift: float = 5.0,
     dt_s: float | None = None,
-    rate_hz: float = 500.0,
+    rate_hz: float = 1000.0,
 ) -> Twin:
     """A parkinsonian subthalamic nucleus that beats in beta with the external pallidum, and a lead of four contacts.
 
@@ -59,7 +61,7 @@ def stn_gpe_patient(
         noise: White noise on the nuclei's input, 1/s averaged over one second; chosen, the paper has none.
         drift: Standard deviation of the slow change of firing over a session, 1/s.
         dt_s: Integration step, at most 0.5 ms; the largest that fits unless told.
-        rate_hz: Samples per second.
+        rate_hz: Samples per second; see the head of this file before lowering it.
 
     Raises:
         ConfigError: If times do not fit.
@@ -126,7 +128,7 @@ def relaxation_patient(
     noise: float = 0.02,
     drift: float = 0.0,
     dt_s: float | None = None,
-    rate_hz: float = 500.0,
+    rate_hz: float = 1000.0,
 ) -> Twin:
     """A nucleus of relaxation oscillators that swing together through their mean field, with a lead inside.
 
@@ -166,7 +168,7 @@ def basal_ganglia_patient(
     window_s: float = 0.2,
     drift: float = 0.0,
     dt_s: float | None = None,
-    rate_hz: float = 500.0,
+    rate_hz: float = 1000.0,
 ) -> Twin:
     """Basal ganglia and thalamus of forty spiking cells, parkinsonian, with a lead in the subthalamic nucleus. Slow.
 

@@ -40,7 +40,7 @@ QUICK = (column_task, linear_task)
 def small(make) -> Task:
     """Few regions, hardly any settling, windows just long enough for the task's band."""
     beta = (montbrio_task, stn_gpe_task, relaxation_task, basal_ganglia_task)
-    options = {} if make is column_task else {"window_s": 0.05 if make in beta else 0.1}
+    options = {} if make is column_task else {"window_s": 0.04 if make in beta else 0.1}
     options |= {"regions": 4, "contacts": 4} if make in IN_TISSUE else {}
     options |= {"units": 12} if make is relaxation_task else {}
     task = make(horizon=2, **options)
@@ -102,7 +102,7 @@ def registered():
     ("name", "options", "shape"),
     [
         ("Column", {"patient": 2}, (2, 10)),
-        pytest.param("StnGpe", {"patient": 3, "window_s": 0.1}, (4, 50), marks=pytest.mark.slow),
+        pytest.param("StnGpe", {"patient": 3, "window_s": 0.1}, (4, 100), marks=pytest.mark.slow),
     ],
 )
 def test_gymnasium_makes_one_environment_by_name_with_the_patients_options(name, options, shape):
@@ -151,15 +151,13 @@ def test_a_column_is_calmed_best_by_a_current_inside_the_bounds(patient):
 
 @pytest.mark.slow
 def test_a_fast_train_in_the_subthalamic_nucleus_suppresses_its_beta_and_a_beta_train_feeds_it():
-    """At the contact nearest to the nucleus: 1.5 to 2.3 decades less at 55 to 110 Hz; 24 Hz adds 1.5 (simulated)."""
+    """3 mA, 90 us at the contact beside the nucleus: 0.9 decades less at 130 Hz, 1.3 more at 20 Hz (simulated)."""
     task = stn_gpe_task()
-    low, high = 1 / task.system.window_s, 180.0
 
     def at(current_ma: float, frequency_hz: float) -> list[float]:
         values = {"contacts": "L2", "amplitude_ma": current_ma, "frequency_hz": frequency_hz, "pulse_width_us": 90.0}
-        assert low < frequency_hz < high
         return task.space.encode(values).tolist()
 
-    none, fast, beta = scores(task, [at(0.0, 130.0), at(3.0, 130.0), at(3.0, 24.0)], 1, 4)
-    assert fast > none + 0.3
-    assert beta < none - 0.3
+    none, fast, beta = scores(task, [at(0.0, 130.0), at(3.0, 130.0), at(3.0, 20.0)], 1, 3)
+    assert fast > none + 0.5
+    assert beta < none - 0.5
