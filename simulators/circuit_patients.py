@@ -63,6 +63,7 @@ def wilson_cowan_patient(
     drift: float = 0.05,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """Cortex whose focus walks the paper's cycle (figure 11) while the other regions rest below it.
 
@@ -80,6 +81,7 @@ def wilson_cowan_patient(
         drift: Standard deviation of the slow excitability, in units of P.
         dt_s: Integration step, at most a tenth of the shorter time constant.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -98,7 +100,16 @@ def wilson_cowan_patient(
     entry = {"excitatory": 0.01, "inhibitory": 0.005}
     drift = drift / entry["excitatory"]
     twin = in_tissue(
-        circuit, patient, contacts, entry, gain=(0.3, 0.8), window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz
+        circuit,
+        patient,
+        contacts,
+        entry,
+        gain=(0.3, 0.8),
+        window_s=window_s,
+        drift=drift,
+        dt_s=dt_s,
+        rate_hz=rate_hz,
+        settle_s=settle_s,
     )
     return replace(twin, drive=replace(twin.drive, shares=train_shares))
 
@@ -113,6 +124,7 @@ def hopf_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """Cortex of Stuart-Landau oscillators at 8 to 12 Hz, the focus on its circle, the others ringing with noise.
 
@@ -128,6 +140,7 @@ def hopf_patient(
         drift: Standard deviation of a slow constant push, in units of x per 0.1 s.
         dt_s: Integration step, at most a fifth of a radian.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -139,7 +152,7 @@ def hopf_patient(
     drift = drift / entry["x"]
     return in_tissue(
         circuit, patient, contacts, entry, gain=(0.1, 0.4), tract_entry=both, diffusive=True,
-        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz,
+        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -153,6 +166,7 @@ def montbrio_patient(
     drift: float = 0.1,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 0.3,
 ) -> Twin:
     """Cortex with a silent and an active state side by side, the focus nearer to the active one.
 
@@ -168,6 +182,7 @@ def montbrio_patient(
         drift: Standard deviation of the slow excitability, in its own unit.
         dt_s: Integration step, at most 0.1 ms.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -178,8 +193,8 @@ def montbrio_patient(
     entry = {"current": 0.003}
     drift = drift / entry["current"]
     return in_tissue(
-        circuit, patient, contacts, entry, gain=(0.5, 1.5), settle_s=0.3, window_s=window_s, drift=drift, dt_s=dt_s,
-        rate_hz=rate_hz,
+        circuit, patient, contacts, entry, gain=(0.5, 1.5), window_s=window_s, drift=drift, dt_s=dt_s,
+        rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -193,6 +208,7 @@ def kuramoto_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """Phase oscillators of 15 to 19 Hz that pull at each other along late tracts, with a focus at 16 to 18 Hz.
 
@@ -210,6 +226,7 @@ def kuramoto_patient(
         drift: Standard deviation of a slow push, rad/s at the most sensitive phase.
         dt_s: Integration step, at most 2 ms and the shortest delay.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -223,5 +240,5 @@ def kuramoto_patient(
     drift = drift / entry["stimulus_per_s"]
     return in_tissue(
         circuit, patient, contacts, entry, gain=(14.0, 20.0), tract_entry=sine_entry(circuit), reach_mm=12.0,
-        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz,
+        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip

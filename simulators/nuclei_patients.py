@@ -48,6 +48,7 @@ def stn_gpe_patient(
     drift: float = 5.0,
     dt_s: float | None = None,
     rate_hz: float = 1000.0,
+    settle_s: float = 0.5,
 ) -> Twin:
     """A parkinsonian subthalamic nucleus that beats in beta with the external pallidum, and a lead of four contacts.
 
@@ -62,6 +63,7 @@ def stn_gpe_patient(
         drift: Standard deviation of the slow change of firing over a session, 1/s.
         dt_s: Integration step, at most 0.5 ms; the largest that fits unless told.
         rate_hz: Samples per second; see the head of this file before lowering it.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If times do not fit.
@@ -70,8 +72,8 @@ def stn_gpe_patient(
     weights = HEALTHY.towards(PARKINSONIAN, _number(drawn((0.8, 1.0), source)))
     network = stn_gpe(weights, noise_hz=noise)
     return _beside_lead(
-        network, _places(_STN_GPE_MM), patient, "stn-gpe", {"firing_hz": 0.3}, uv_per_mv=2.0, settle_s=0.5,
-        window_s=window_s, drift=drift / 0.3, dt_s=dt_s, rate_hz=rate_hz,
+        network, _places(_STN_GPE_MM), patient, "stn-gpe", {"firing_hz": 0.3}, uv_per_mv=2.0,
+        window_s=window_s, drift=drift / 0.3, dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def corticothalamic_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """A waking loop of cortex and thalamus, with one shaft in the cortex and one in the thalamus.
 
@@ -99,6 +102,7 @@ def corticothalamic_patient(
         drift: Standard deviation of the slow input to all dendrites, mV.
         dt_s: Integration step, at most 1 ms.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there are fewer than 4 contacts, or times do not fit.
@@ -116,7 +120,7 @@ def corticothalamic_patient(
     entry = {"synaptic_mv": 0.01}
     return twin_in_head(
         heard, places, montage, entry=entry, follow_hz=drawn(FOLLOW_HZ, source), window_s=window_s,
-        drift=drift / entry["synaptic_mv"], dt_s=dt_s, rate_hz=rate_hz,
+        drift=drift / entry["synaptic_mv"], dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -129,6 +133,7 @@ def relaxation_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 1000.0,
+    settle_s: float = 1.5,
 ) -> Twin:
     """A nucleus of relaxation oscillators that swing together through their mean field, with a lead inside.
 
@@ -143,6 +148,7 @@ def relaxation_patient(
         drift: Standard deviation of a slow push on x, per unit of time.
         dt_s: Integration step, at most 0.3 ms.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no unit, or times do not fit.
@@ -157,8 +163,8 @@ def relaxation_patient(
     places = _CLOUD_MM * torch.randn(units, 3, generator=source, dtype=torch.float64)
     entry = {"x_per_unit": 1e-4}
     return _beside_lead(
-        noisy, places, patient, "relaxation", entry, uv_per_mv=100.0 / units, settle_s=1.5, window_s=window_s,
-        drift=drift / entry["x_per_unit"], dt_s=dt_s, rate_hz=rate_hz,
+        noisy, places, patient, "relaxation", entry, uv_per_mv=100.0 / units, window_s=window_s,
+        drift=drift / entry["x_per_unit"], dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -169,6 +175,7 @@ def basal_ganglia_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 1000.0,
+    settle_s: float = 0.2,
 ) -> Twin:
     """Basal ganglia and thalamus of forty spiking cells, parkinsonian, with a lead in the subthalamic nucleus. Slow.
 
@@ -184,6 +191,7 @@ def basal_ganglia_patient(
         drift: Standard deviation of a slow current into the subthalamic cells, uA/cm2.
         dt_s: Integration step, at most 0.05 ms, by exponential Euler.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If times do not fit.
@@ -192,8 +200,8 @@ def basal_ganglia_patient(
     circuit, _ = scattered(BasalGanglia(torch.ones(1, dtype=torch.float64)), source)
     return _beside_lead(
         circuit, _places(_STN_GPE_MM[:1]), patient, "basal-ganglia", {"stn_ua_cm2": Entry(cathodic_hz=0.005)},
-        follow_hz=(1e6, 1e6), uv_per_mv=10.0, settle_s=0.2, scheme=exponential_euler(circuit.decay_per_s),
-        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz,
+        follow_hz=(1e6, 1e6), uv_per_mv=10.0, scheme=exponential_euler(circuit.decay_per_s),
+        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 

@@ -36,6 +36,7 @@ def wendling_patient(
     drift: float = 3.0,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """A hippocampus whose focus spikes without end (type 3) for want of slow inhibition, among tissue that does not.
 
@@ -51,6 +52,7 @@ def wendling_patient(
         drift: Standard deviation of the slow excitability over a session, 1/s of afferent firing.
         dt_s: Integration step, at most 2 ms and the shortest delay; the largest that fits unless told.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -60,7 +62,7 @@ def wendling_patient(
     drift = drift / entry["afferents_hz"]
     return in_tissue(
         circuit, patient, contacts, entry, gain=(5.0, 10.0), uv_per_mv=50.0, window_s=window_s, drift=drift, dt_s=dt_s,
-        rate_hz=rate_hz,
+        rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip
 
 
@@ -74,6 +76,7 @@ def epileptor_patient(
     drift: float = 0.0,
     dt_s: float | None = None,
     rate_hz: float = 500.0,
+    settle_s: float = 1.0,
 ) -> Twin:
     """An epileptogenic zone of two regions that seize again and again, among tissue that they can recruit.
 
@@ -91,6 +94,7 @@ def epileptor_patient(
         drift: Standard deviation of a slow change of the current into x1.
         dt_s: Integration step, at most 1 ms.
         rate_hz: Samples per second.
+        settle_s: Silent time before a session starts.
 
     Raises:
         ConfigError: If there is no region, fewer than 4 contacts, or times do not fit.
@@ -103,5 +107,5 @@ def epileptor_patient(
     recruiting = coupling_entry(circuit.rest, permittivity=-1.0)
     return in_tissue(
         circuit, patient, contacts, entry, gain=(0.2, 0.6), speed_m_s=None, tract_entry=recruiting, diffusive=True,
-        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz,
+        window_s=window_s, drift=drift, dt_s=dt_s, rate_hz=rate_hz, settle_s=settle_s,
     )  # fmt: skip

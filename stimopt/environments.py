@@ -1,8 +1,11 @@
 """Names for Gymnasium: every task that a package declares is `stimopt/<Name>-v0`.
 
-Tasks are entry points of the group `stimopt.tasks`: a function that returns a `Task`. Gymnasium
-finds this file through its own plugin entry point, so `gymnasium.make("stimopt/JansenRit-v0")`
-needs no import, and `gymnasium.make_vec` gives the native batch.
+Tasks are entry points of the group `stimopt.tasks`: a function that returns a `Task`. Importing
+this module registers them, for Gymnasium finds no plugins by itself since its version 1.0:
+
+    import stimopt.environments
+    gymnasium.make("stimopt/JansenRit-v0")          # or "stimopt.environments:stimopt/JansenRit-v0", without the import
+    gymnasium.make_vec("stimopt/JansenRit-v0", num_envs=64)     # the native batch
 """
 
 from importlib.metadata import entry_points
@@ -19,9 +22,11 @@ GROUP = "stimopt.tasks"
 
 
 def register() -> None:
-    """Register all tasks under `stimopt/`; called by Gymnasium when it loads plugins."""
+    """Register all tasks under `stimopt/`, but for those that are; called when this module is imported."""
     for point in entry_points(group=GROUP):
         name = f"{camel(point.name)}-v0"
+        if f"stimopt/{name}" in gymnasium.registry:
+            continue
         with namespace("stimopt"):
             gymnasium.register(
                 id=name,
@@ -62,3 +67,6 @@ def make_vector_environment(
 ) -> StimulationVectorEnv:
     """What `gymnasium.make_vec` calls for the native batch."""
     return StimulationVectorEnv(task_named(task, **options), num_envs, observe, render_mode)
+
+
+register()
