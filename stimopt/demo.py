@@ -60,7 +60,7 @@ class Size:
 
 
 FULL = Size(calibration=80, trials=20, seeds=2, truth_points=160, truth_repeats=6, replay_repeats=4, network_steps=240)
-QUICK = Size(calibration=40, trials=12, seeds=1, truth_points=64, truth_repeats=4, replay_repeats=2, network_steps=120)
+QUICK = Size(calibration=24, trials=8, seeds=1, truth_points=32, truth_repeats=2, replay_repeats=2, network_steps=60)
 
 
 @dataclass(frozen=True)
