@@ -24,7 +24,7 @@ from stimopt.picture import WIDTH_IN, Figure, paint
 from stimopt.provenance import provenance
 from stimopt.report import Cell, Page, Section, Table, write_page
 from stimopt.simulators import Dynamics, JansenRit, euler, exponential_euler, simulate, white_waves
-from stimopt.simulators.basal_ganglia import BasalGanglia, scattered
+from stimopt.simulators.basal_ganglia import BasalGanglia, scattered_cells
 from stimopt.simulators.epileptor import Epileptor
 from stimopt.simulators.error_index import (
     error_index,
@@ -518,7 +518,7 @@ def cube_of_oscillators(draws: int = 3, pulses: int = 1111) -> Section:
 def relay(seconds: float = 1.0, seeds: int = 4) -> Section:
     dt_s, hz = 5e-5, numbers(0, 0, 5, 10, 20, 30, 45, 60, 80, 100, 130, 185)
     ill = numbers(0, *[1] * 11).reshape(-1, 1, 1).expand(-1, seeds, 1)
-    circuit, start = scattered(BasalGanglia(torch.zeros(seeds, 1, dtype=torch.float64)), generator(0, "cells"))
+    circuit, start = scattered_cells(BasalGanglia(torch.zeros(seeds, 1, dtype=torch.float64)), generator(0, "cells"))
     circuit = replace(circuit, parkinsonian=ill)
     pulses, steps = sensorimotor_pulses((seeds,), seconds, generator(0, "pulses")), round(seconds / dt_s)
     drive = torch.zeros(steps, 1, len(hz), seeds, 1, 4, dtype=torch.float64)

@@ -25,7 +25,7 @@ from .artefact import (
 )
 from .basal_ganglia import (
     BasalGanglia,
-    scattered,
+    scattered_cells,
 )
 from .basal_ganglia_currents import (
     PallidalCell,
@@ -366,7 +366,7 @@ __all__ = [
     "relay_errors",
     "require_step",
     "rk4",
-    "scattered",
+    "scattered_cells",
     "sensorimotor_pulses",
     "simulate",
     "sine_entry",

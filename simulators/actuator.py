@@ -28,11 +28,11 @@ from stimopt.errors import ConfigError
 from stimopt.stimulus import Stimulus
 from stimopt.system import State
 from stimopt.tensors import row_noise
+from stimopt.units import SECONDS_PER_MICROSECOND
 from stimopt.waveform import train_s
 
 _GAIN, _BREAK = -1, -2  # salts that no other use of a row's key has
 _ROUNDING = 1e-9
-_SECONDS_PER_US = 1e-6
 _TRAIN = ("frequency_hz", "pulse_width_us", "pulses", "onset_s", "interphase_us")
 _IDLE = (1.0, 200.0, 0.0, 0.0, 0.0)  # numbers of a train that is none, as `no_stimulus` has them
 
@@ -128,7 +128,7 @@ class Actuator:
         )
         onset_s = due.onset_s + self.delay_s
         room_s = torch.minimum(train_s(due), window_s - onset_s).double()
-        room_s = room_s - (2 * width + due.interphase_us).double() * _SECONDS_PER_US
+        room_s = room_s - (2 * width + due.interphase_us).double() * SECONDS_PER_MICROSECOND
         slack = _ROUNDING if due.pulses.dtype == torch.float64 else 1e-5  # of a period; single precision has no more
         gaps = (room_s * frequency + slack).detach().floor().to(due.pulses)
         pulses = torch.minimum(due.pulses, torch.where(possible, (1 + gaps).clamp_min(0.0), 0.0))

@@ -63,7 +63,7 @@ class BasalGanglia(Dynamics):
         stn_applied: Current applied to STN cells, healthy.
         stn_loss: How much less in the parkinsonian state; so too for GPe and GPi.
         gpe_scatter: Each GPe cell's own current on top, a number or a tensor that broadcasts against
-            [*batch, region, 10]; see `scattered`. Without it the ring's cells do the same as one.
+            [*batch, region, 10]; see `scattered_cells`. Without it the ring's cells do the same as one.
         g_gpe_stn: Largest conductance of all synapses from GPe on an STN cell, of which two share it; so too below.
         g_gpi_th: That of the one GPi cell on a thalamic cell: 0.08, with a factor 1.4 of the deposited model.
         e_inhibition: Reversal potential of synapses from GPe and GPi, mV.
@@ -211,7 +211,7 @@ class BasalGanglia(Dynamics):
         return MS_PER_S * torch.cat(rows, -2).flatten(-2)
 
 
-def scattered(circuit: BasalGanglia, source: torch.Generator) -> tuple[BasalGanglia, State]:
+def scattered_cells(circuit: BasalGanglia, source: torch.Generator) -> tuple[BasalGanglia, State]:
     """Cells that differ, and first voltages that differ, as the deposited model draws them, for every row of a batch.
 
     Returns:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stimopt.errors import DataError, ShapeError
 from stimopt.tensors import generator
+from stimopt.units import SECONDS_PER_MILLISECOND
 
 DECAY_PER_MM = 0.19  # Ercsey-Ravasz et al. 2013, macaque cortex
 LOG_SPREAD = 1.0  # weights span orders of magnitude at any distance (Ercsey-Ravasz et al. 2013); ours one, cautiously
@@ -80,7 +81,7 @@ class Connectome:
         used = self.weights != 0
         if bool(self.tract_mm[used].isnan().any()):
             raise ShapeError("the length of some tract is not known, so neither is its delay; give tract_mm.")
-        return torch.where(used, self.tract_mm / speed_m_s * 1e-3, 0.0)
+        return torch.where(used, self.tract_mm / speed_m_s * SECONDS_PER_MILLISECOND, 0.0)
 
 
 def exponential_distance_connectome(

@@ -32,6 +32,7 @@ from torch import Tensor
 from stimopt.errors import MontageError, StimulusError
 from stimopt.montage import Contact, Montage, monopolar
 from stimopt.stimulus import Stimulus
+from stimopt.units import SECONDS_PER_MICROSECOND
 from stimopt.waveform import rectified_current_ma
 
 from .entry import Entry
@@ -46,7 +47,6 @@ MILLIVOLT_PER_VOLT = 1e3
 BINS_PER_STEP = 8  # places a pulse within a step to an eighth of it
 
 _SOURCE = monopolar([Contact("source")])
-_SECONDS_PER_US = 1e-6
 
 PhaseShares = Callable[[Stimulus, float, int], Tensor]  # (stimulus, dt_s, steps) -> [step, 3, *batch, phase]
 
@@ -73,7 +73,7 @@ def train_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "
     bins = torch.arange(BINS_PER_STEP * steps + 1, dtype=torch.float64, device=stimulus.pulses.device)
     since_s = bins * (dt_s / BINS_PER_STEP) - stimulus.onset_s.double().unsqueeze(-1)  # [*batch, edge]
     lasted_s = torch.minimum(since_s.clamp_min(0.0), stimulus.duration_s.double().unsqueeze(-1))
-    density = stimulus.pulse_width_us.double() * _SECONDS_PER_US * stimulus.frequency_hz.double()
+    density = stimulus.pulse_width_us.double() * SECONDS_PER_MICROSECOND * stimulus.frequency_hz.double()
     share = lasted_s.diff(dim=-1) * (BINS_PER_STEP / dt_s) * density.unsqueeze(-1)
     return stage_drive(torch.stack([share, share], -2).to(stimulus.amplitude_ma), BINS_PER_STEP)
 
@@ -174,7 +174,7 @@ class PointSourceDrive:
 
     def _phase_amounts(self, stimulus: Stimulus) -> Float[Tensor, "*batch 2 region 4"]:
         """What runs while a phase does: cathodic and anodic firing in 1/s, cathodic and anodic potential in mV."""
-        width_s = (stimulus.pulse_width_us * _SECONDS_PER_US)[..., None, None, None]
+        width_s = (stimulus.pulse_width_us * SECONDS_PER_MICROSECOND)[..., None, None, None]
         potential_mv = self._points_mv(stimulus)
         lowered = self._over_region((-potential_mv).clamp_min(0.0))
         raised = self._over_region(potential_mv.clamp_min(0.0))

@@ -22,13 +22,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stimopt.errors import ContractError
+
 State = Float[Tensor, "*batch region state"]
 Drive = Float[Tensor, "*#batch #region input"]  # broadcasts: one drive for all rows or regions will do
 Emission = Float[Tensor, "*batch region output"]
 Potential = Float[Tensor, "*batch region"]
 Parameter: TypeAlias = Tensor | float
-
-SECONDS_PER_MS = 1e-3
 
 
 class Dynamics(ABC):
@@ -90,10 +90,10 @@ class Dynamics(ABC):
         """Size of the random force on each noisy state, state units per square root of a second.
 
         Raises:
-            NotImplementedError: If the circuit names noisy states and does not say how they are pushed.
+            ContractError: If the circuit names noisy states and does not say how they are pushed.
         """
         if self.noisy:
-            raise NotImplementedError(f"{type(self).__name__} names noisy states; give it a `noise` method too.")
+            raise ContractError(f"{type(self).__name__} names noisy states; give it a `noise` method too.")
         return state[..., :0]
 
     def emission_rate(self, state: State, rate: State) -> Emission:

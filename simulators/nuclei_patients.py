@@ -20,7 +20,7 @@ from stimopt.errors import ConfigError
 from stimopt.montage import Montage, monopolar
 from stimopt.tensors import generator
 
-from .basal_ganglia import BasalGanglia, scattered
+from .basal_ganglia import BasalGanglia, scattered_cells
 from .corticothalamic import AWAKE, FieldPopulations, corticothalamic
 from .dynamics import Dynamics
 from .entry import Entry
@@ -197,7 +197,7 @@ def basal_ganglia_patient(
         ConfigError: If times do not fit.
     """
     source = generator(patient, "basal-ganglia", "parameters")
-    circuit, _ = scattered(BasalGanglia(torch.ones(1, dtype=torch.float64)), source)
+    circuit, _ = scattered_cells(BasalGanglia(torch.ones(1, dtype=torch.float64)), source)
     return _beside_lead(
         circuit, _places(_STN_GPE_MM[:1]), patient, "basal-ganglia", {"stn_ua_cm2": Entry(cathodic_hz=0.005)},
         follow_hz=(1e6, 1e6), uv_per_mv=10.0, scheme=exponential_euler(circuit.decay_per_s),

@@ -14,7 +14,6 @@ Needs the gym extra: pip install "stimopt[gym]".
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, SupportsFloat
 
 import gymnasium
@@ -65,7 +64,7 @@ class _Loops:
 
     def _silence(self) -> Stimulus:
         template = self.task.space.template
-        return replace(no_stimulus(template.montage, (self.count,)).to(template.pulses), sensory=None)
+        return no_stimulus(template.montage, (self.count,)).to(template.pulses)
 
     def begin_all(self) -> Array:
         self.situation = self._fresh()
@@ -104,7 +103,7 @@ class _Loops:
         rule = self.task.stop_rule
         if rule is None:
             return np.zeros(self.count, dtype=bool)
-        rows = [bool(rule(_row(judged.response, i), judged.delivered[i])) for i in range(self.count)]
+        rows = [bool(rule(judged.response[i], judged.delivered[i])) for i in range(self.count)]
         return np.array(rows, dtype=bool)
 
 
@@ -206,8 +205,3 @@ def costs_of(judged: Judged) -> dict[str, Array]:
         "violation": judged.refused.numpy().astype(np.int64),
         "margin": judged.margin.numpy(),
     }
-
-
-def _row(response: Response, index: int) -> Response:
-    outcomes = {name: value[index] for name, value in response.outcomes.items()}
-    return replace(response, signal_uv=response.signal_uv[index], outcomes=outcomes)

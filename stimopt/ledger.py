@@ -10,7 +10,7 @@ Batch-first tensors throughout; a new ledger follows each delivery, nothing chan
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from torch import Tensor
 from .errors import ShapeError
 from .safety_readings import DOSE_WINDOW_S
 from .stimulus import Stimulus
+from .tensors import where_rows
 from .waveform import train_s
 
 BUCKETS = 12  # a dose window is told to a twelfth: 5 s of a minute, 5 minutes of an hour
@@ -103,13 +104,7 @@ class Ledger:
 
     def where(self, keep: Bool[Tensor, "*batch"], other: "Ledger") -> "Ledger":
         """Row by row, this ledger where `keep` holds and `other` elsewhere."""
-
-        def rows(name: str) -> Tensor:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            return torch.where(keep.reshape(*keep.shape, *(1,) * (mine.ndim - keep.ndim)), mine, theirs)
-
-        names = ("now_s", "began_s", "lasted_s", "last_ma", "dose_uc", "bucket")
-        return Ledger(**{name: rows(name) for name in names})
+        return Ledger(**{f.name: where_rows(keep, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
 
 def empty_ledger(template: Stimulus, batch_shape: Sequence[int]) -> Ledger:

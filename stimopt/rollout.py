@@ -18,8 +18,8 @@ from .response import Response
 from .stimulus import Stimulus
 from .system import State
 from .task import Task
-
-_MS = 1e-3
+from .tensors import where_rows
+from .units import phase_energy_uj_per_kohm
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def decide(task: Task, situation: Situation, asked: Stimulus, generator: torch.G
     response, state = task.system.respond(situation.state, delivered, generator)
     after = situation.ledger.after(delivered)
     after = after.at(after.now_s + task.period_s)
-    pulses = delivered.pulses.unsqueeze(-1)
-    squared = delivered.amplitude_ma.square().sum(-1) * delivered.pulses * delivered.pulse_width_us
+    pulses, width_us = delivered.pulses.unsqueeze(-1), delivered.pulse_width_us.unsqueeze(-1)
+    phase_uj = phase_energy_uj_per_kohm(delivered.amplitude_ma, width_us)
     judged = Judged(
         response=response,
         delivered=delivered,
@@ -96,20 +96,16 @@ def decide(task: Task, situation: Situation, asked: Stimulus, generator: torch.G
         refused=refused,
         margin=margins.worst,
         charge_uc=(delivered.phase_charge_uc.abs() * pulses).sum(-1),
-        energy_uj_per_kohm=2 * squared * _MS,  # mA^2 us is 1e-12 A^2 s; times 1 kohm is 1e-9 J, a thousandth of 1 uJ
+        energy_uj_per_kohm=2 * (phase_uj * pulses).sum(-1),
     )
     return judged, Situation(state, after, situation.decisions + 1)
 
 
 def merged(renew: Bool[Tensor, " row"], fresh: Situation, situation: Situation) -> Situation:
     """Row by row, the fresh situation where `renew` holds and the running one elsewhere."""
-
-    def rows(new: Tensor, old: Tensor) -> Tensor:
-        return torch.where(renew.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
-
-    state = {name: rows(fresh.state[name], old) for name, old in situation.state.items()}
+    state = {name: where_rows(renew, fresh.state[name], old) for name, old in situation.state.items()}
     ledger = fresh.ledger.where(renew, situation.ledger)
-    return Situation(state, ledger, rows(fresh.decisions, situation.decisions))
+    return Situation(state, ledger, where_rows(renew, fresh.decisions, situation.decisions))
 
 
 def play(

@@ -31,7 +31,7 @@ from .safety_projection import lowered
 from .safety_readings import Account, Past, reading, record_of
 from .safety_refusal import refusal
 from .stimulus import Stimulus
-from .tensors import map_tensors
+from .tensors import map_tensors, where_rows
 
 __all__ = ["Envelope", "Limit", "Margins", "Past", "Verdict"]
 
@@ -304,16 +304,5 @@ def _switched(current_ma: Tensor) -> Tensor:
 
 def _chosen(keep: Tensor, kept: Stimulus, other: Stimulus) -> Stimulus:
     """Row by row, `kept` where `keep` holds and `other` elsewhere; the electrical numbers only."""
-
-    def rows(name: str) -> Tensor:
-        return torch.where(keep, getattr(kept, name), getattr(other, name))
-
-    return replace(
-        kept,
-        amplitude_ma=torch.where(keep.unsqueeze(-1), kept.amplitude_ma, other.amplitude_ma),
-        frequency_hz=rows("frequency_hz"),
-        pulse_width_us=rows("pulse_width_us"),
-        pulses=rows("pulses"),
-        onset_s=rows("onset_s"),
-        interphase_us=rows("interphase_us"),
-    )
+    names = ("amplitude_ma", "frequency_hz", "pulse_width_us", "pulses", "onset_s", "interphase_us")
+    return replace(kept, **{name: where_rows(keep, getattr(kept, name), getattr(other, name)) for name in names})  # type: ignore[arg-type]

@@ -146,6 +146,11 @@ def _holds_tensors(value: Any) -> bool:
     return any(isinstance(item, Tensor) or _holds_tensors(item) for item in items)
 
 
+def where_rows(keep: Tensor, kept: Tensor, other: Tensor) -> Tensor:
+    """Row by row of the batch, `kept` where `keep` holds and `other` elsewhere, whatever axes follow the batch."""
+    return torch.where(keep.reshape((*keep.shape, *(1,) * (kept.ndim - keep.ndim))), kept, other)
+
+
 def concatenate(nouns: Sequence[Noun]) -> Noun:
     """Join nouns along their first batch axis; everything but the tensors is taken from the first."""
     first = nouns[0]

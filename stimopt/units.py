@@ -21,6 +21,9 @@ from torch import Tensor
 
 from .errors import UnitError
 
+SECONDS_PER_MICROSECOND = 1e-6
+SECONDS_PER_MILLISECOND = 1e-3  # mm over m/s is ms
+NANOJOULE_PER_MICROJOULE = 1e3  # 1 mA^2 for 1 us through 1 kohm is 1 nJ
 NANOCOULOMB_PER_MICROCOULOMB = 1e3  # 1 mA for 1 us is 1 nC
 
 # name of the unit -> (dimension, how many canonical units it is)
@@ -105,3 +108,8 @@ def quantity(name: str, value: float | str) -> float:
 def phase_charge_uc(amplitude_ma: Tensor, pulse_width_us: Tensor) -> Tensor:
     """Charge of one rectangular phase in uC, from current in mA and width in us (shapes broadcast)."""
     return amplitude_ma * pulse_width_us / NANOCOULOMB_PER_MICROCOULOMB
+
+
+def phase_energy_uj_per_kohm(amplitude_ma: Tensor, pulse_width_us: Tensor) -> Tensor:
+    """Energy of one rectangular phase in uJ per kilo-ohm of load, from current in mA and width in us."""
+    return amplitude_ma.square() * pulse_width_us / NANOJOULE_PER_MICROJOULE

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from .errors import ShapeError
 from .stimulus import Stimulus
-
-_SECONDS_PER_US = 1e-6
+from .units import SECONDS_PER_MICROSECOND
 
 
 def current_ma(stimulus: Stimulus, rate_hz: float, duration_s: float) -> Float[Tensor, "*batch contact time"]:
@@ -70,7 +69,7 @@ def rectified_current_ma(
 
 def train_s(stimulus: Stimulus) -> Float[Tensor, "*batch"]:
     """Seconds from the start of the first pulse to the end of the last one; zero without a pulse."""
-    pulse_s = (2 * stimulus.pulse_width_us + stimulus.interphase_us) * _SECONDS_PER_US
+    pulse_s = (2 * stimulus.pulse_width_us + stimulus.interphase_us) * SECONDS_PER_MICROSECOND
     last_s = (stimulus.pulses - 1).clamp_min(0.0) / stimulus.frequency_hz
     return torch.where(stimulus.pulses > 0, last_s + pulse_s, torch.zeros_like(pulse_s))
 
@@ -109,7 +108,7 @@ def _phase_seconds(stimulus: Stimulus, time_s: Tensor) -> tuple[Tensor, Tensor]:
     the phases are tens of microseconds wide.
     """
     width_s, gap_s = (
-        x.double().unsqueeze(-1) * _SECONDS_PER_US for x in (stimulus.pulse_width_us, stimulus.interphase_us)
+        x.double().unsqueeze(-1) * SECONDS_PER_MICROSECOND for x in (stimulus.pulse_width_us, stimulus.interphase_us)
     )
     frequency, pulses, onset_s = (
         x.double().unsqueeze(-1) for x in (stimulus.frequency_hz, stimulus.pulses, stimulus.onset_s)

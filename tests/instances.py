@@ -66,7 +66,8 @@ from stimopt.system import System
 from stimopt.tensors import concatenate, generator, map_tensors
 from stimopt.trial_table import TrialTable, read_trial_table
 
-FEW = {"patient": 1, "regions": 4, "contacts": 4, "window_s": 0.1}
+FEW = {"patient": 1, "regions": 4, "contacts": 6, "window_s": 0.05, "settle_s": 0.05}
+LEAD = {"patient": 1, "window_s": 0.05, "settle_s": 0.05}
 SMALL = {"patient": 1, "regions": 4, "contacts": 6, "window_s": 0.2}
 
 
@@ -78,7 +79,6 @@ class Instance:
     parts: tuple[Any, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     differentiable: bool = False
-    slow: bool = False
 
     @cached_property
     def made(self) -> Any:
@@ -94,11 +94,6 @@ def smooth(maker: Callable[..., Any], *parts: Any, **options: Any) -> Instance:
 def plain(maker: Callable[..., Any], *parts: Any, **options: Any) -> Instance:
     """A thing that claims none."""
     return Instance(maker, parts, options)
-
-
-def slow(instance: Instance) -> Instance:
-    """A thing that takes minutes to check; with -m slow."""
-    return replace(instance, slow=True)
 
 
 def name_of(instance: Instance) -> str:
@@ -191,16 +186,16 @@ SYSTEMS = (
     smooth(linear_patient, **SMALL),
     smooth(VirtualPatient.twin, virtual_patient),
     smooth(implanted, rhythms, gain=2.0, speed_m_s=3.0, entry={"x": 0.05}, contacts=4, window_s=0.1, settle_s=0.1),
-    slow(smooth(wendling_patient, **FEW)),
+    smooth(wendling_patient, **FEW),
     smooth(epileptor_patient, **FEW),
     smooth(wilson_cowan_patient, **FEW),
     smooth(hopf_patient, **FEW),
-    slow(smooth(montbrio_patient, **{**FEW, "window_s": 0.03})),
+    smooth(montbrio_patient, **{**FEW, "window_s": 0.016, "settle_s": 0.01}),
     smooth(kuramoto_patient, **FEW),
-    slow(smooth(stn_gpe_patient, patient=1, window_s=0.1)),
-    slow(smooth(corticothalamic_patient, patient=1, window_s=0.1)),
-    slow(smooth(relaxation_patient, patient=1, window_s=0.1)),
-    slow(smooth(basal_ganglia_patient, patient=1, window_s=0.1)),
+    smooth(stn_gpe_patient, **LEAD),
+    smooth(corticothalamic_patient, **LEAD, contacts=6),
+    smooth(relaxation_patient, **LEAD, units=12),
+    smooth(basal_ganglia_patient, **{**LEAD, "window_s": 0.016, "settle_s": 0.002}),
     smooth(ImaginedSystem, arx, at_rest),
     plain(ReplaySystem, table, "gain"),
 )

@@ -43,11 +43,7 @@ PYPROJECT = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.t
 NAMES = [(kind, name) for kind in plugins.KINDS for name in plugins.names(kind)]
 
 
-@pytest.mark.parametrize(
-    "instance",
-    [pytest.param(one, marks=[pytest.mark.slow] if one.slow else []) for one in SYSTEMS],
-    ids=map(name_of, SYSTEMS),
-)
+@pytest.mark.parametrize("instance", SYSTEMS, ids=name_of)
 def test_every_system_keeps_the_contract(instance):
     check_system(instance.made, stimuli_for(instance.made), differentiable=instance.differentiable)
 

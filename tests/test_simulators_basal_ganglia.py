@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stimopt.errors import ConfigError
-from stimopt.simulators.basal_ganglia import CELLS, BasalGanglia, scattered
+from stimopt.simulators.basal_ganglia import CELLS, BasalGanglia, scattered_cells
 from stimopt.simulators.error_index import (
     error_index,
     pulse_current,
@@ -155,7 +155,7 @@ def program_start(v: np.ndarray) -> SimpleNamespace:
 
 
 def test_with_a_lag_of_one_step_eulers_scheme_is_the_published_rule(unchecked):
-    circuit, start = scattered(network(1.0, release=(-10.0, 1e-6), release_lag_ms=0.01), generator(0, "cells"))
+    circuit, start = scattered_cells(network(1.0, release=(-10.0, 1e-6), release_lag_ms=0.01), generator(0, "cells"))
     ours = played(circuit, start, 0.01, 1e-5)
     program = program_start(circuit.voltages_mv(start)[0].numpy())
     theirs = []
@@ -216,7 +216,9 @@ def test_subthalamic_and_pallidal_cells_fire_on_their_own_and_faster_with_curren
 
 
 def test_a_row_gets_the_same_alone_as_in_a_batch():
-    both, start = scattered(BasalGanglia(torch.tensor([[0.0], [1.0]], dtype=torch.float64)), generator(3, "cells"))
+    both, start = scattered_cells(
+        BasalGanglia(torch.tensor([[0.0], [1.0]], dtype=torch.float64)), generator(3, "cells")
+    )
     alone = replace(both, parkinsonian=both.parkinsonian[1], gpe_scatter=both.gpe_scatter[1])
     torch.testing.assert_close(played(both, start, 0.002)[1], played(alone, start[1], 0.002), rtol=0, atol=1e-12)
 
@@ -296,7 +298,7 @@ def test_fast_stimulation_restores_the_relay_and_slow_does_not(unchecked):
     seconds, dt_s, seeds = 1.0, 5e-5, 6
     hz = torch.tensor([0, 0, 5, 10, 20, 30, 100, 130, 185], dtype=torch.float64)
     ill = torch.tensor([0, *[1] * 8], dtype=torch.float64).reshape(-1, 1, 1).expand(-1, seeds, 1)
-    circuit, start = scattered(BasalGanglia(torch.zeros(seeds, 1, dtype=torch.float64)), generator(0, "cells"))
+    circuit, start = scattered_cells(BasalGanglia(torch.zeros(seeds, 1, dtype=torch.float64)), generator(0, "cells"))
     circuit = replace(circuit, parkinsonian=ill)
     pulses = sensorimotor_pulses((seeds,), seconds, generator(0, "pulses"))
     steps = round(seconds / dt_s)

@@ -1,5 +1,6 @@
 """Ready tasks: Gymnasium finds them by name and is content, trains end with their window, and some stimuli help."""
 
+import importlib
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -88,13 +89,9 @@ def test_gymnasiums_own_checker_is_content_with_every_task(make):
     check_env(StimulationEnv(small(make)), skip_render_check=True)
 
 
-@cache
 def registered():
     gymnasium = pytest.importorskip("gymnasium", reason="needs the gym extra: pip install 'stimopt[gym]'")
-    from stimopt.environments import register
-
-    if "stimopt/StnGpe-v0" not in gymnasium.registry:
-        register()
+    importlib.import_module("stimopt.environments")  # registers
     return gymnasium
 
 
