@@ -13,7 +13,7 @@ from . import plugins
 from .config import EnvelopeSpec, Experiment, Named, ParameterSpec, Study
 from .errors import ConfigError, SpaceError
 from .forecaster import Context, Forecaster, Trials
-from .landscape import calibrate
+from .landscape import SESSIONS, calibrate
 from .montage import NOWHERE_MM, Contact, Montage, monopolar
 from .objective import Objective
 from .policy import Policy
@@ -87,7 +87,7 @@ def fitted_model(search: Experiment | Study, setting: Setting, seed: int) -> Fit
         raise ConfigError("model: a model is fitted on a simulated system; with a 'montage' leave 'model' out.")
     trials = calibrate(
         setting.system, setting.space, setting.envelope,
-        trials=search.model.calibration_trials, seed=seed, interval_s=float(search.interval_s),
+        trials=search.model.calibration_trials, seed=seed, interval_s=float(search.interval_s), sessions=SESSIONS,
     )  # fmt: skip
     parts = {"trials": trials, "space": setting.space, "seed": seed}
     forecaster = plugins.build("models", search.model.name, search.model.options, parts)

@@ -23,7 +23,7 @@ from .evidence import run_page
 from .figures import replay_curves, search_trace
 from .fitting import Comparison, compare_models
 from .history import History, TrialStore
-from .landscape import Landscape, calibrate, dense_search, one_window, repeated_scores
+from .landscape import SESSIONS, Landscape, calibrate, dense_search, one_window, repeated_scores
 from .maps import story_picture
 from .pages import REPORT_FILE, margin_rows, objective_label, posterior_of
 from .picture import save_picture
@@ -44,6 +44,7 @@ OPTIONS = {
 MODELS = ("mean-evoked", "arx", "state-space", "gaussian-process", "ieeg-network")
 SMOOTH = ("arx", "state-space", "gaussian-process", "ieeg-network")  # differentiable in the stimulus
 REPLAYED = "opto-septohippocampal"
+REPLAYED_TRIALS = 20
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,17 @@ class Size:
     truth_repeats: int
     replay_repeats: int
     network_steps: int
+    models: tuple[str, ...]
 
 
-FULL = Size(calibration=80, trials=20, seeds=2, truth_points=160, truth_repeats=6, replay_repeats=4, network_steps=240)
-QUICK = Size(calibration=24, trials=8, seeds=1, truth_points=32, truth_repeats=2, replay_repeats=2, network_steps=60)
+FULL = Size(
+    calibration=80, trials=20, seeds=2, truth_points=160, truth_repeats=6, replay_repeats=4, network_steps=240,
+    models=MODELS,
+)  # fmt: skip
+QUICK = Size(
+    calibration=24, trials=8, seeds=1, truth_points=32, truth_repeats=2, replay_repeats=2, network_steps=60,
+    models=tuple(name for name in MODELS if name != "state-space"),  # the slowest to fit
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,11 @@ def _run(out: Path, size: Size, seed: int, say: Callable[[str], None]) -> dict[s
     system = _system(setting)
     trials = calibrate(
         system, setting.space, setting.envelope, trials=size.calibration, seed=seed,
-        interval_s=float(experiment.interval_s),
+        interval_s=float(experiment.interval_s), sessions=SESSIONS,
     )  # fmt: skip
     options = {"ieeg-network": {"steps": size.network_steps}}
-    comparison = compare_models(trials, MODELS, setting.space, seed, options, lambda name: say(f"fitting {name}"))
-    chosen = comparison.best_of(SMOOTH)
+    comparison = compare_models(trials, size.models, setting.space, seed, options, lambda name: say(f"fitting {name}"))
+    chosen = comparison.best_of([name for name in SMOOTH if name in size.models])
     say(f"the gradient policy climbs through {chosen}, the best on held-out trials")
     model = FittedModel(comparison.forecasters[chosen], comparison.training, mean_context(trials.context))
     say("searching densely for the patient's true optimum")
@@ -193,7 +201,7 @@ def _replay(size: Size, seed: int) -> dict[str, Any]:
     from .replaying import replay_dataset
 
     try:
-        return replay_dataset(REPLAYED, "bayesian", None, 48, size.replay_repeats, seed, "random", 1)
+        return replay_dataset(REPLAYED, "bayesian", None, REPLAYED_TRIALS, size.replay_repeats, seed, "random", 1)
     except DataError:  # the folder holds other recordings
         return {}
 

@@ -24,6 +24,7 @@ from .stimulus import Stimulus, no_stimulus
 from .system import System
 from .tensors import concatenate, generator, map_tensors
 
+SESSIONS = 5  # of calibration in commands: a fifth of the time, and long enough for a drift to show
 _CHUNK = 1024  # batch rows simulated at once; larger gains little and costs memory
 
 
@@ -121,40 +122,52 @@ def _around(centres: Tensor, count: int, spread: float, seed: int) -> Tensor:
 
 def calibrate(
     system: System, space: StimulationSpace, envelope: Envelope,
-    *, trials: int, seed: int, interval_s: float = 5.0, silent_share: float = 0.2,
+    *, trials: int, seed: int, interval_s: float = 5.0, silent_share: float = 0.2, sessions: int = 1,
 ) -> Trials:  # fmt: skip
     """Recorded trials for fitting a model: random allowed stimuli and some silence, one window after another.
 
-    Each trial has a silent window before it, whose signal is its context.
+    Each trial has a silent window before it, whose signal is its context. Several sessions are recorded side by side,
+    which a batched system does in the time of one; all first trials come first, then all second ones.
 
     Args:
         system: Answers.
         space: Stimuli are drawn uniformly from its cube.
         envelope: Stands at this door too; every draw is checked against the trials before it.
-        trials: How many.
+        trials: How many in all; the last round of the sessions may be a part of one.
         seed: Names the streams.
-        interval_s: Time between trials, for the envelope's doses.
+        interval_s: Time between trials of a session, for the envelope's doses.
         silent_share: Share of trials without stimulation, without which the effect of stimulating is extrapolated.
+        sessions: From how many starts of the system; the envelope judges each session by its own past.
 
     Raises:
         EnvelopeError: If no allowed stimulus is found in 1000 draws.
     """
     source, montage = generator(seed, "calibrate"), system.montage
-    silence = no_stimulus(montage)
-    state = system.start((), generator(seed, "calibrate", "start"))
-    history, contexts, responses = empty_history(space.template), [], []
-    for number in range(trials):
+    silence, quiet = no_stimulus(montage), no_stimulus(montage, (sessions,))
+    state = system.start((sessions,), generator(seed, "calibrate", "start"))
+    histories = [empty_history(space.template)] * sessions
+    contexts, delivered, responses = [], [], []
+    for number in range(math.ceil(trials / sessions)):
         silent = number % round(1 / silent_share) == 0
-        stimulus = silence if silent else _allowed_draw(space, envelope, history, number * interval_s, source)
-        envelope.require(stimulus, history, number * interval_s)
+        chosen = []
+        for place, history in enumerate(histories):
+            at_s = number * interval_s
+            stimulus = silence if silent else _allowed_draw(space, envelope, history, at_s, source)
+            envelope.require(stimulus, history, at_s)
+            histories[place] = history.with_trial(stimulus, 0.0, at_s, None)
+            chosen.append(_row(stimulus))
+        stimuli = concatenate(chosen)
         with torch.no_grad():
-            before, state = system.respond(state, silence, generator(seed, "calibrate", "before", number))
-            response, state = system.respond(state, stimulus, generator(seed, "calibrate", "after", number))
-        history = history.with_trial(stimulus, 0.0, number * interval_s, None)
-        contexts.append(_row(before))
-        responses.append(_row(response))
+            before, state = system.respond(state, quiet, generator(seed, "calibrate", "before", number))
+            response, state = system.respond(state, stimuli, generator(seed, "calibrate", "after", number))
+        contexts.append(before)
+        delivered.append(stimuli)
+        responses.append(response)
     joined = concatenate(contexts)
-    return Trials(Context(montage, joined.signal_uv, joined.rate_hz), history.stimuli, concatenate(responses))
+    recorded = Trials(
+        Context(montage, joined.signal_uv, joined.rate_hz), concatenate(delivered), concatenate(responses)
+    )
+    return recorded[:trials]
 
 
 def _allowed_draw(
@@ -171,8 +184,8 @@ def _allowed_draw(
     )
 
 
-def _row(response: Response) -> Response:
-    return map_tensors(response, lambda tensor: tensor.unsqueeze(0))
+def _row(stimulus: Stimulus) -> Stimulus:
+    return map_tensors(stimulus, lambda tensor: tensor.unsqueeze(0))
 
 
 def one_window(system: System, stimuli: Sequence[Stimulus], *, seed: int) -> list[Response]:

@@ -147,6 +147,7 @@ class Spy(System):
     windows_per_trial: int = 1
     window_s: float = 1.0
     before: list[tuple[Stimulus, float]] = field(default_factory=list)
+    lives: list[list[tuple[Stimulus, float]]] = field(default_factory=list)  # the same for each row of a batch
     offences: list[str] = field(default_factory=list)
     windows: int = 0
     driven: int = 0
@@ -155,18 +156,24 @@ class Spy(System):
         self.montage = self.template.montage
 
     def start(self, batch_shape, generator):
-        return {"windows": torch.zeros(tuple(batch_shape), dtype=torch.float64)}
+        windows = torch.zeros(tuple(batch_shape), dtype=torch.float64)
+        lives = torch.arange(windows.numel()) + len(self.lives)
+        self.lives += [[] for _ in lives]
+        return {"windows": windows, "life": lives.reshape(windows.shape)}
 
     def respond(self, state, stimulus, generator):
         if stimulus.batch_shape == ():
             self.deliver(stimulus, self.windows // self.windows_per_trial * self.interval_s)
-        else:  # rows of a batch are lives of their own, each with nothing before
-            for row in range(len(stimulus.pulses)):
-                self.judge(stimulus[row], [], 0.0)
+        else:  # rows of a batch are lives of their own, each with its own past
+            for row, (life, windows) in enumerate(zip(state["life"].tolist(), state["windows"].tolist(), strict=True)):
+                time_s = windows // self.windows_per_trial * self.interval_s
+                del self.lives[life][int(windows) :]  # of another branch of this life
+                self.judge(stimulus[row], self.lives[life], time_s)
+                self.lives[life].append((stimulus[row], time_s))
         self.windows += 1
         size = stimulus.amplitude_ma.abs().amax(-1)[..., None, None]
         signal = size * torch.ones(len(self.montage.channels), 4, dtype=torch.float64)
-        return Response(self.montage, signal, 4.0), {"windows": state["windows"] + 1}
+        return Response(self.montage, signal, 4.0), {**state, "windows": state["windows"] + 1}
 
     def deliver(self, stimulus: Stimulus, time_s: float) -> None:
         self.judge(stimulus, self.before, time_s)
@@ -478,13 +485,16 @@ def test_no_order_of_asking_and_telling_gets_anything_past_the_session(seed):
     assert torch.equal(run.history.stimuli.amplitude_ma, delivered) or told == 0
 
 
-@given(seed=SEEDS)
-@settings(max_examples=6, deadline=None)
-def test_calibration_stays_inside(seed):
+@given(seed=SEEDS, sessions=st.sampled_from([1, 3]))
+@settings(max_examples=8, deadline=None)
+def test_calibration_records_all_trials_and_stays_inside(seed, sessions):
     now = situation_of(seed)
     spy = spy_of(now, windows_per_trial=2)
     with suppress(EnvelopeError, StimulusError):
-        calibrate(spy, now.space, now.envelope, trials=6, seed=seed, interval_s=now.interval_s)
+        made = calibrate(
+            spy, now.space, now.envelope, trials=7, seed=seed, interval_s=now.interval_s, sessions=sessions
+        )
+        assert len(made) == 7
     assert spy.offences == []
 
 
