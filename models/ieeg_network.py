@@ -179,11 +179,11 @@ def stimulus_features(stimulus: Stimulus) -> Float[Tensor, "*batch feature"]:
     return torch.stack(numbers, -1) * there.unsqueeze(-1)
 
 
-def place_features(position_mm: Float[Tensor, "place 3"]) -> Float[Tensor, "place feature"]:
+def place_features(position_mm: Float[Tensor, "*place 3"]) -> Float[Tensor, "*place feature"]:
     """Sines and cosines of a place in absolute mm at several wavelengths, and whether it is known."""
     known = position_mm.isfinite().all(-1, keepdim=True)
     place = position_mm.nan_to_num(0.0).unsqueeze(-1) * (2 * math.pi / position_mm.new_tensor(_OCTAVES_MM))
-    waves = torch.cat([place.sin(), place.cos()], -1).flatten(1)
+    waves = torch.cat([place.sin(), place.cos()], -1).flatten(-2)
     return torch.cat([waves * known, known.to(waves)], -1)
 
 

@@ -1,0 +1,264 @@
+"""How far the foundation model is bent to a patient, decided by trials of that patient which no bending saw.
+
+Levels, cheapest first; each is the one before it and more, but for "low-rank" and "full", which build on "context":
+
+    rest        the patient's scales and places alone
+    context     past trials are read, the weights as they are shipped (frozen)
+    residual    and a closed-form correction of what they leave over
+    low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
+    full        or changes of every weight
+
+Trials are cut into parts; every level forecasts each part from the others. The cheapest level
+is chosen among those that the best one beats by no more than the standard error of their
+difference. Gradient steps on 20 trials can hurt, so they are taken only when asked for, start
+from the shipped weights, and stop where trials held out of them are forecast best; that may
+be before the first step.
+
+References: Breiman et al., Classification and Regression Trees (1984), section 3.4.3, for the rule of one standard
+error; Li et al., ICML 2018, for decay towards the shipped weights rather than zero.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stimopt.errors import ConfigError, DataError
+from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.montage import Montage
+from stimopt.skill import crps
+from stimopt.tensors import generator
+
+from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
+from .ieeg_losses import forecast_loss, joint_loss
+from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
+from .ieeg_subject import Shots
+from .low_rank import changed, full_changes, low_rank_changes
+
+LEVELS = ("rest", "context", "residual", "low-rank", "full")
+CLOSED_FORM = LEVELS[:3]
+"""Levels that take no gradient step."""
+_FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
+_RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
+_DECAY = 0.01  # of the changes, a step and unit of rate
+_JOINT = 0.2  # as in pretraining
+_PATIENCE = 4  # looks at held-out trials without a better one
+
+
+@dataclass(frozen=True)
+class LevelScore:
+    """How a level did on held-out trials.
+
+    Attributes:
+        crps: Continuous ranked probability score in units of each channel's spread at rest; mean over trials.
+        behind: How much larger that is than the best level's.
+        error: Standard error of `behind`, over trials.
+    """
+
+    crps: float
+    behind: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A patient's forecaster, how it was made, and what else was tried.
+
+    Attributes:
+        forecaster: Fitted on all trials.
+        level: Which of `LEVELS` it is.
+        scores: Of each level that was tried; none where there were too few trials to hold any out. The chosen level's
+            is optimistic by having been chosen: judge the forecaster on further trials.
+        trials: How many there were.
+    """
+
+    forecaster: Forecaster
+    level: str
+    scores: Mapping[str, LevelScore]
+    trials: int
+
+    def __str__(self) -> str:
+        if not self.scores:
+            return f"{self.level}: {self.trials} trials are too few to hold any out, nothing was compared"
+        rows = [
+            f"{'*' if name == self.level else ' '} {name:9} {score.crps:8.4f} {score.behind:+9.4f} {score.error:8.4f}"
+            for name, score in self.scores.items()
+        ]
+        head = f"  {'level':9} {'CRPS':>8} {'behind':>9} {'error':>8}   held-out trials of {self.trials}, * chosen"
+        return "\n".join([head, *rows])
+
+
+def adapt(
+    model: FoundationModel, montage: Montage, rest: Context, trials: Trials, *,
+    levels: Sequence[str] = CLOSED_FORM, seed: int = 0, folds: int = 4, steps: int = 60, rank: int = 4,
+) -> Adapted:  # fmt: skip
+    """The level of adaptation that held-out trials of the patient ask for, fitted on all of them.
+
+    Args:
+        model: The shipped weights.
+        montage: The patient's.
+        rest: Windows without stimulation.
+        trials: Of the patient, in time order.
+        levels: To choose among. "context", which is the frozen model, is always tried and scored beside them.
+        seed: Of parts, first changes and order of steps.
+        folds: In how many parts trials are cut to score the levels.
+        steps: Gradient steps of "low-rank" and "full", at most.
+        rank: Of the changes of "low-rank".
+
+    Raises:
+        ConfigError: If a level is unknown, or there are fewer than 2 folds.
+        DataError: If trials are on another montage or rate than the rest.
+    """
+    unknown = [level for level in levels if level not in LEVELS]
+    if unknown or folds < 2:
+        raise ConfigError(f"levels {unknown} are not known and folds is {folds}; levels are {', '.join(LEVELS)}, and 2 "
+                          "folds or more score them.")  # fmt: skip
+    window = {"samples": trials.response.signal_uv.shape[-1], "start_s": trials.response.start_s}
+    whole = model.for_patient(montage, rest, trials, **window)
+    tried = [level for level in LEVELS if level in {"context", *levels}]
+    if len(trials) < max(4, folds):
+        return Adapted(at_level(whole, "context"), "context", {}, len(trials))
+    tried = [level for level in tried if len(trials) - math.ceil(len(trials) / folds) >= _FEWEST[level]]
+    each = {level: torch.empty(len(trials), dtype=torch.float64) for level in tried}
+    for fold, held in enumerate(_parts(len(trials), folds, seed)):
+        some = replace(whole, past=whole.past.pick(_others(len(trials), held)))
+        for level in tried:
+            forecaster = at_level(some, level, seed=seed + fold, steps=steps, rank=rank)
+            each[level][held] = _scores(forecaster, whole, trials[held])
+    level, scores = _chosen(each)
+    return Adapted(at_level(whole, level, seed=seed, steps=steps, rank=rank), level, scores, len(trials))
+
+
+def at_level(
+    whole: FoundationForecaster, level: str, *, seed: int = 0, steps: int = 60, rank: int = 4
+) -> Forecaster:  # fmt: skip
+    """One level of adaptation to a forecaster's own past trials, without asking whether it helps.
+
+    Args:
+        whole: The shipped weights with the patient's trials in context, as many as there are.
+        level: One of `LEVELS`.
+        seed: Of parts, first changes and order of steps.
+        steps: Gradient steps, at most.
+        rank: Of low-rank changes.
+
+    Raises:
+        ConfigError: If the level is unknown.
+        DataError: If it needs more trials than there are.
+    """
+    if level not in LEVELS:
+        raise ConfigError(f"level {level!r} is not known; levels are {', '.join(LEVELS)}.")
+    count = len(whole.past.numbers)
+    if count < _FEWEST[level]:
+        raise DataError(f"{level} adaptation needs at least {_FEWEST[level]} trials, got {count}; use 'context'.")
+    if level == "residual":
+        return fit_ieeg_residual(whole, seed=seed)
+    if level in _RATES:
+        whole = _tuned(whole, level, seed, steps, rank)
+    kept = 0 if level == "rest" else min(count, MOST_PAST)
+    return replace(whole, past=whole.past.pick(slice(count - kept, None)))
+
+
+def fit_ieeg_adapted(
+    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny", adapt: str = "auto"
+) -> Forecaster:
+    """The shipped foundation model, bent to the patient as far as held-out trials ask for.
+
+    Args:
+        trials: Past trials of the patient.
+        seed: Of parts, first changes and order of steps.
+        rest: Windows without stimulation; the trials' own contexts by default.
+        checkpoint: Name or folder.
+        adapt: "auto" chooses among the levels in closed form; else "rest", "context", "residual", "low-rank" or "full".
+
+    Raises:
+        ConfigError: If `adapt` is unknown.
+        DataError: If the windows are longer than the model's horizon, or there are too few trials for the level.
+    """
+    if adapt != "auto" and adapt not in LEVELS:
+        raise ConfigError(f"adapt is {adapt!r}; give auto, {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.")
+    model, response = load_foundation(checkpoint), trials.response
+    montage, rest = response.montage, rest or trials.context
+    if adapt == "auto":
+        return _adapt(model, montage, rest, trials, seed=seed).forecaster
+    samples = response.signal_uv.shape[-1]
+    whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
+    return at_level(whole, adapt, seed=seed)
+
+
+_adapt = adapt  # an option of the function above has its name
+
+
+def _parts(count: int, folds: int, seed: int) -> list[Tensor]:
+    order = torch.randperm(count, generator=generator(seed, "parts"))
+    return [part.sort().values for part in order.chunk(folds)]
+
+
+def _others(count: int, held: Tensor) -> Tensor:
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero().squeeze(-1)
+
+
+@torch.no_grad()
+def _scores(forecaster: Forecaster, plain: FoundationForecaster, trials: Trials) -> Float[Tensor, " trial"]:
+    """Of each trial, over its good samples, in units of spread."""
+    truth = trials.response.signal_uv
+    each = crps(forecaster.forecast(trials.context, trials.stimulus), truth) / plain.subject.spread_uv.unsqueeze(-1)
+    return torch.where(truth.isfinite(), each, math.nan).double().flatten(1).nanmean(-1)
+
+
+def _chosen(each: Mapping[str, Tensor]) -> tuple[str, dict[str, LevelScore]]:
+    """The cheapest level that is not behind the best by more than the standard error of that."""
+    best = min(each.values(), key=lambda score: float(score.nanmean()))
+    scores = {}
+    for name, score in each.items():
+        apart = (score - best)[(score - best).isfinite()]
+        error = float(apart.std()) / math.sqrt(max(1, len(apart)))
+        scores[name] = LevelScore(float(score.nanmean()), float(apart.mean()), error)
+    return next(name for name, score in scores.items() if score.behind <= score.error), scores
+
+
+def _tuned(whole: FoundationForecaster, level: str, seed: int, steps: int, rank: int) -> FoundationForecaster:
+    """The forecaster with changed weights, as they were when trials held out of the steps were forecast best."""
+    weights, past, source = whole.model.weights, whole.past, generator(seed, level)
+    changes = full_changes(weights) if level == "full" else low_rank_changes(weights, rank, source)
+    held, *_ = _parts(len(past.numbers), 4, seed)
+    others = _others(len(past.numbers), held)
+    parameters = {name: value.requires_grad_() for name, value in changes.items()}
+    search = torch.optim.AdamW(parameters.values(), lr=_RATES[level], betas=(0.9, 0.98), weight_decay=_DECAY)
+    best, kept, waited = _held_out(whole, weights, past.pick(others[-MOST_PAST:]), past.pick(held)), weights, 0
+    every = max(1, steps // 12)
+    for step in range(1, steps + 1):
+        order = others[torch.randperm(len(others), generator=source)]
+        count = max(1, len(order) // 3)
+        search.zero_grad()
+        _loss(whole, changed(weights, parameters), past.pick(order[count:][:MOST_PAST]), past.pick(order[:count]))
+        search.step()
+        if step % every == 0:
+            now = {name: value.detach() for name, value in changed(weights, parameters).items()}
+            score = _held_out(whole, now, past.pick(others[-MOST_PAST:]), past.pick(held))
+            best, kept, waited = (score, now, 0) if score < best else (best, kept, waited + 1)
+            if waited == _PATIENCE:
+                break
+    return replace(whole, model=FoundationModel(whole.model.size, kept, whole.model.temper))
+
+
+def _loss(whole: FoundationForecaster, weights: Mapping[str, Tensor], past: Shots, asked: Shots) -> None:
+    """What pretraining rewards, on this patient; its slope is left on the changes."""
+    with torch.enable_grad():
+        answer = answered(whole, weights, past, asked)
+        truth, good = asked.response.unsqueeze(0), asked.good.unsqueeze(0)
+        (forecast_loss(answer, truth, good) + _JOINT * joint_loss(answer, truth, good)).backward()
+
+
+@torch.no_grad()
+def _held_out(whole: FoundationForecaster, weights: Mapping[str, Tensor], past: Shots, held: Shots) -> float:
+    """Score of held-out windows in units of spread, smaller is better."""
+    answer = answered(whole, weights, past, held)
+    lead, temper = whole.window.lead, whole.model.temper
+    mean, scale, factors = (x[0][..., lead:] for x in (answer.mean, answer.log_scale.exp(), answer.factors))
+    forecast = GaussianForecast(whole.window.response(mean), temper * scale, temper * factors)
+    return float(crps(forecast, held.response[..., lead:])[held.good[..., lead:]].mean())

@@ -1,0 +1,135 @@
+"""What pretraining rewards: likelihood of windows, effects between branches, ongoing activity, band powers.
+
+forecast        Gaussian likelihood of each sample, its variance that of scale and factors together, weighted by the
+                standard deviation so that quiet channels do not rule (Seitzer et al., ICLR 2022, beta of 0.5), each
+                patient counting as much as another
+joint           likelihood of whole windows, which teaches the factors
+effect          squared error of the difference between two branches on the same state and noise, which no noise
+                blurs, as a share of the patient's effect, of which one more and the logarithm count
+ongoing         likelihood of the next patch
+statistics      likelihood of each band's log power in the window
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from stimopt.tensors import map_tensors
+
+from .ieeg_batches import Batch
+from .ieeg_subject import BANDS_HZ
+from .ieeg_transformer import Answer, IeegTransformer
+
+_BETA = 0.5
+_FLOOR = 1e-3  # of log power, in squared units of spread
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much each loss counts; zero leaves it out."""
+
+    forecast: float = 1.0
+    joint: float = 0.2
+    effect: float = 1.0
+    ongoing: float = 0.1
+    statistics: float = 0.05
+
+
+def losses(network: IeegTransformer, batch: Batch, *, full: bool | None = None) -> tuple[Answer, dict[str, Tensor]]:
+    """The network's answer to a batch, and every loss of it.
+
+    Args:
+        network: In training.
+        batch: See `draw_batch`.
+        full: See the network.
+    """
+    answer = network(batch.subject, batch.past, batch.asked, batch.rate_hz, full=full)
+    with torch.autocast(batch.truth.device.type, enabled=False):  # likelihoods need more digits than half precision has
+        return answer, _losses(network, answer, batch)
+
+
+def _losses(network: IeegTransformer, answer: Answer, batch: Batch) -> dict[str, Tensor]:
+    answer = map_tensors(answer, lambda x: x.to(batch.truth))
+    there = batch.good & batch.subject.there.unsqueeze(1).unsqueeze(-1)
+    found = {
+        "forecast": forecast_loss(answer, batch.truth, there),
+        "joint": joint_loss(answer, batch.truth, there),
+        "ongoing": _ongoing_loss(network, answer, batch),
+        "statistics": _statistics_loss(answer, batch.truth, there, batch.rate_hz),
+    }
+    if batch.branches > 1:
+        found["effect"] = effect_loss(answer.mean, batch.truth, there, batch.branches)
+    return found
+
+
+def total(found: dict[str, Tensor], weights: Weights) -> Tensor:
+    """Their weighted sum."""
+    parts = [getattr(weights, f.name) * found[f.name] for f in fields(Weights) if f.name in found]
+    return torch.stack(parts).sum()
+
+
+def forecast_loss(answer: Answer, truth: Tensor, there: Bool[Tensor, "..."]) -> Tensor:
+    """Negative log likelihood per sample, weighted by the standard deviation that was forecast."""
+    variance = (2 * answer.log_scale).exp() + answer.factors.square().sum(2)
+    each = (variance.log() + (truth - answer.mean).square() / variance) / 2
+    weight = variance.detach() ** _BETA
+    return _mean(each * weight / weight.mean((1, 2, 3), keepdim=True), there)
+
+
+def joint_loss(answer: Answer, truth: Tensor, there: Bool[Tensor, "..."]) -> Tensor:
+    """Negative log likelihood of whole windows per sample, by the determinant lemma over the few factors."""
+    precision = (-2 * answer.log_scale).exp() * there
+    error = (truth - answer.mean) * there
+    factor = answer.factors.flatten(3)  # [patient, window, factor, channel x time]
+    weighted = factor * precision.flatten(2).unsqueeze(2)
+    inner = weighted @ factor.mT + torch.eye(factor.shape[2]).to(factor)
+    root = torch.linalg.cholesky(inner)
+    seen = torch.linalg.solve_triangular(root, (weighted @ error.flatten(2).unsqueeze(-1)), upper=False)
+    distance = (error.square() * precision).sum((-2, -1)) - seen.square().sum((-2, -1))
+    size = 2 * (answer.log_scale * there).sum((-2, -1)) + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return ((distance + size) / 2 / there.sum((-2, -1)).clamp_min(1)).mean()
+
+
+def effect_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branches: int) -> Tensor:
+    """Error of the differences between the first branch and the others, as a share of each patient's own."""
+    told, true, good = (x.unflatten(1, (-1, branches)) for x in (mean, truth, there))
+    both = good[:, :, :1] & good[:, :, 1:]
+    wanted = (true[:, :, :1] - true[:, :, 1:]) * both
+    error = (told[:, :, :1] - told[:, :, 1:]) * both - wanted
+    share = error.square().mean((1, 2, 3, 4)) / (wanted.square().mean((1, 2, 3, 4)) + 0.02)
+    return share.log1p().mean()  # a patient whom nothing moves, and a forecast that moves him, must not rule the batch
+
+
+def _ongoing_loss(network: IeegTransformer, answer: Answer, batch: Batch) -> Tensor:
+    mean, log_scale = network.following(answer.ongoing)
+    error = answer.ongoing.patch[:, :, 1:] - mean[:, :, :-1]
+    log_scale = log_scale[:, :, :-1]
+    each = log_scale + (error * (-log_scale).exp()).square() / 2
+    known = (batch.subject.heard & batch.subject.there).repeat_interleave(batch.asked.context.shape[1], 0)
+    return _mean(each, known[..., None, None].expand_as(each))
+
+
+def _statistics_loss(answer: Answer, truth: Tensor, there: Tensor, rate_hz: float) -> Tensor:
+    power, known = band_log_power(truth * there, rate_hz)
+    mean, log_spread = answer.statistics.unbind(-1)
+    log_spread = 2 * torch.tanh(log_spread / 2)
+    each = log_spread + ((power - mean) * (-log_spread).exp()).square() / 2
+    return _mean(each, there.all(-1, keepdim=True) & known)
+
+
+def band_log_power(signal: Float[Tensor, "*batch time"], rate_hz: float) -> tuple[Tensor, Tensor]:
+    """Log power of the classic bands in a window, `[*batch, band]`, and which of them such a window resolves."""
+    samples = signal.shape[-1]
+    taper = torch.hann_window(samples, dtype=signal.dtype, device=signal.device)
+    power = torch.fft.rfft((signal - signal.mean(-1, keepdim=True)) * taper).abs().square() / samples
+    frequency = torch.fft.rfftfreq(samples, 1 / rate_hz, device=signal.device)
+    within = torch.stack([(frequency >= low) & (frequency < high) for low, high in BANDS_HZ]).to(signal)
+    share = within / within.sum(-1, keepdim=True).clamp_min(1)
+    return (power @ share.mT + _FLOOR).log() / math.log(10), within.any(-1)
+
+
+def _mean(each: Tensor, there: Tensor) -> Tensor:
+    return (each * there).sum() / there.expand_as(each).sum().clamp_min(1)
