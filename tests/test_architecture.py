@@ -18,7 +18,7 @@ FLOORS = {
     "ledger": 4, "features": 4, "recording": 5, "trial_card": 4, "trial_columns": 4, "trial_table": 4,
     "objective": 5, "history": 5, "checkpoint": 5,
     "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "skill": 5, "picture": 5,
-    "task": 6, "policy": 6, "replay": 6, "figures": 6, "maps": 6, "report": 6, "evidence": 6,
+    "task": 6, "policy": 6, "replay": 6, "figures": 6, "maps": 6, "report": 6, "evidence": 6, "published": 6,
     "rollout": 7, "session": 7, "logged": 7, "offline": 7, "landscape": 7, "testing": 7,
     "environment": 8, "environments": 8, "environment_sb3": 8,
     "listing": 8, "replaying": 8, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8,

@@ -1,0 +1,49 @@
+"""Speed of whole closed loops: envelope, ledger, noise, circuit, sensing and objective, behind Gymnasium.
+
+By hand: pytest tests/benchmarks/test_environment_speed.py -n 0 -o addopts= -s
+
+One Jansen-Rit column, steps of 1 ms, decisions of 10 ms; a step is one integration step of one row. One thread, CPU
+time. What a circuit alone reaches is printed by test_simulators_speed.py; the rest is what a loop costs.
+"""
+
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+
+from stimopt.environment import StimulationVectorEnv
+from stimopt.simulators.compiled import compiled_simulate
+from stimopt.simulators.tasks import column_task
+from stimopt.tensors import one_thread
+
+ROWS, DECISIONS, STEPS = 4096, 12, 10
+FLOOR = 50_000  # 122,000 plain and 169,000 compiled were measured; less than half of that is a fault, not a slow day
+
+pytestmark = pytest.mark.slow
+
+
+def steps_per_second(task) -> float:
+    """Integration steps of all rows per second of CPU time, after two decisions that compile and warm up."""
+    with one_thread():
+        loops = StimulationVectorEnv(task, ROWS)
+        loops.reset(seed=0)
+        actions = loops.action_space.sample()
+        loops.step(actions)
+        loops.step(actions)
+        began = time.process_time()
+        for _ in range(DECISIONS):
+            loops.step(actions)
+        return ROWS * DECISIONS * STEPS / (time.process_time() - began)
+
+
+@pytest.mark.parametrize("path", ["plain", "compiled"])
+def test_a_vector_of_closed_loops(path):
+    if path == "compiled" and shutil.which("g++") is None:
+        pytest.skip("no C++ compiler here, so nothing can be compiled")
+    task = column_task()
+    if path == "compiled":
+        task = replace(task, system=replace(task.system, play=compiled_simulate))
+    reached = steps_per_second(task)
+    print(f"\n{path}: {reached:,.0f} environment steps per CPU-second at {ROWS} rows")
+    assert reached > FLOOR
