@@ -14,8 +14,7 @@ difference. Gradient steps on 20 trials can hurt, so they are taken only when as
 from the shipped weights, and stop where trials held out of them are forecast best; that may
 be before the first step.
 
-References: Breiman et al., Classification and Regression Trees (1984), section 3.4.3, for the rule of one standard
-error; Li et al., ICML 2018, for decay towards the shipped weights rather than zero.
+Reference: Breiman et al., Classification and Regression Trees (1984), section 3.4.3, the rule of one standard error.
 """
 
 import math
@@ -43,7 +42,6 @@ CLOSED_FORM = LEVELS[:3]
 """Levels that take no gradient step."""
 _FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
-_DECAY = 0.01  # of the changes, a step and unit of rate
 _JOINT = 0.2  # as in pretraining
 _PATIENCE = 4  # looks at held-out trials without a better one
 
@@ -116,8 +114,8 @@ def adapt(
     if unknown or folds < 2:
         raise ConfigError(f"levels {unknown} are not known and folds is {folds}; levels are {', '.join(LEVELS)}, and 2 "
                           "folds or more score them.")  # fmt: skip
-    window = {"samples": trials.response.signal_uv.shape[-1], "start_s": trials.response.start_s}
-    whole = model.for_patient(montage, rest, trials, **window)
+    response = trials.response
+    whole = model.for_patient(montage, rest, trials, samples=response.signal_uv.shape[-1], start_s=response.start_s)
     tried = [level for level in LEVELS if level in {"context", *levels}]
     if len(trials) < max(4, folds):
         return Adapted(at_level(whole, "context"), "context", {}, len(trials))
@@ -228,7 +226,7 @@ def _tuned(whole: FoundationForecaster, level: str, seed: int, steps: int, rank:
     held, *_ = _parts(len(past.numbers), 4, seed)
     others = _others(len(past.numbers), held)
     parameters = {name: value.requires_grad_() for name, value in changes.items()}
-    search = torch.optim.AdamW(parameters.values(), lr=_RATES[level], betas=(0.9, 0.98), weight_decay=_DECAY)
+    search = torch.optim.Adam(parameters.values(), lr=_RATES[level], betas=(0.9, 0.98))
     best, kept, waited = _held_out(whole, weights, past.pick(others[-MOST_PAST:]), past.pick(held)), weights, 0
     every = max(1, steps // 12)
     for step in range(1, steps + 1):

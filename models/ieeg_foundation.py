@@ -29,7 +29,7 @@ from stimopt.tensors import generator, map_tensors
 
 from .ieeg_recall import Recall, ask, recall
 from .ieeg_subject import Shots, Subject, joined_shots, joined_subjects, shots_of, subject_of
-from .ieeg_transformer import HORIZON_S, PATCH_S, Answer, IeegTransformer, TransformerSize
+from .ieeg_transformer import HORIZON_S, PATCH_S, Answer, IeegTransformer, Ongoing, TransformerSize
 from .window import Window, _same, window_from_dict
 
 KIND = "ieeg-foundation"
@@ -168,7 +168,7 @@ class FoundationForecaster(Forecaster):
             self._answered(signal if shared else signal[i : i + _WINDOWS], flat[i : i + _WINDOWS])
             for i in range(0, max(1, rows), _WINDOWS)
         ]
-        return parts[0] if len(parts) == 1 else _joined(parts)
+        return parts[0] if len(parts) == 1 else _joined(parts, shared)
 
     def _answered(self, signal: Tensor, stimulus: Stimulus) -> Answer:
         recalled, rate_hz = self._recalled(signal), self.window.rate_hz
@@ -186,9 +186,9 @@ class FoundationForecaster(Forecaster):
         """Patient and past in the network, in the dtype and on the device of a tensor, computed once for each."""
         found = self._kept.get((like.dtype, like.device))
         if found is None:
-            subject, past = (map_tensors(noun, lambda x: _as(x, like)) for noun in (self.subject, self.past))
-            who, before = joined_subjects([subject]), joined_shots([past])
-            found = recall(self.model.network_for(like), who, before, self.window.rate_hz)
+            subject = joined_subjects([map_tensors(self.subject, lambda x: _as(x, like))])
+            past = joined_shots([map_tensors(self.past, lambda x: _as(x, like))])
+            found = recall(self.model.network_for(like), subject, past, self.window.rate_hz)
             self._kept[like.dtype, like.device] = found
         return found
 
@@ -197,7 +197,7 @@ class FoundationForecaster(Forecaster):
         config, tensors = self.model.export()
         tensors = {f"weight.{name}": value for name, value in tensors.items()}
         for part, noun in (("subject", self.subject), ("past", self.past)):
-            tensors |= {f"{part}.{f.name}": getattr(noun, f.name) for f in fields(noun)}
+            tensors |= {f"{part}.{f.name}": getattr(noun, f.name).clone() for f in fields(noun)}  # none shares memory
         return {"window": self.window.to_dict(), "model": config}, tensors
 
     @classmethod
@@ -306,9 +306,13 @@ def _no_trials(window: Window) -> Trials:
     return Trials(context, no_stimulus(window.montage, (0,)), window.response(none))
 
 
-def _joined(parts: list[Answer]) -> Answer:
+def _joined(parts: list[Answer], shared: bool) -> Answer:
+    """Parts of one question; a context that all of them share was read in each."""
     names = ("mean", "log_scale", "factors", "statistics", "token")
-    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+    whole = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    read = [part.ongoing for part in parts[:1] if shared] or [part.ongoing for part in parts]
+    ongoing = Ongoing(torch.cat([one.token for one in read]), torch.cat([one.patch for one in read]))
+    return Answer(**whole, ongoing=ongoing)
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,27 +5,39 @@ A run is a folder: `config.json`, `state.safetensors` with weights, averaged wei
 functions of seed and step, so a run killed at any moment goes on from its last state as if it had never stopped.
 
 The weights that count are a running average (Polyak and Juditsky, SIAM J Control Optim 30 (1992) 838-855).
+
+On one process and CPU nothing but torch is needed. Several processes, started by `torchrun`, other accelerators and
+half precision go through Lightning Fabric; each process then draws a batch of its own and gradients are averaged, so
+two processes train as one with twice the batch.
 """
 
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from stimopt.errors import CheckpointError, ConfigError
-from stimopt.tensors import generator
+from stimopt.tensors import generator, map_tensors
 
 from .ieeg_batches import Batch, Draw, Patient, draw_batch
+from .ieeg_judging import PASTS, judged
 from .ieeg_losses import Weights, losses, total
 from .ieeg_transformer import IeegTransformer, TransformerSize
+
+Report = dict[str, Any]
+Part = TypeVar("Part")
+_STATE, _LOG, _CONFIG = "state.safetensors", "log.jsonl", "config.json"
 
 
 @dataclass(frozen=True)
@@ -63,19 +75,71 @@ class Recipe:
             raise ConfigError(f"steps is {self.steps} and every {self.every}; both must be 1 or more.")
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What a run is computed on. Numbers agree between machines to rounding only, on one CPU thread to the bit.
+
+    Attributes:
+        devices: Processes that train together; more than one are started by `torchrun`.
+        accelerator: "cpu", "cuda", "mps" or "auto", one device a process.
+        precision: "32", or "bf16-mixed" for products in half precision; likelihoods stay in single precision.
+    """
+
+    devices: int = 1
+    accelerator: Literal["cpu", "cuda", "mps", "auto"] = "cpu"
+    precision: Literal["32", "bf16-mixed"] = "32"
+
+    def __post_init__(self) -> None:
+        if self.devices not in (1, processes()):
+            raise ConfigError(
+                f"devices is {self.devices}, but {processes()} processes run; start the same command with "
+                f"'torchrun --nproc-per-node {self.devices} -m stimopt ...'."
+            )
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the first, which alone writes."""
+        return int(os.environ.get("RANK", "0")) == 0
+
+
 @dataclass
 class _Run:
-    """What changes while training."""
+    """What changes while training, and on what it is trained."""
 
     network: IeegTransformer
+    told: nn.Module  # its losses, shared between processes where there are several
     optimizer: torch.optim.Optimizer
     averaged: dict[str, Tensor]
+    fabric: Any  # None on one process, CPU and single precision
     step: int = 0
+
+
+@dataclass
+class _Tally:
+    """Losses, windows and time since the last report."""
+
+    losses: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    windows: int = 0
+    seconds: float = 0.0
+
+
+class _Told(nn.Module):
+    """Network and losses as one module: gradients of what passes through it are shared between processes."""
+
+    def __init__(self, network: IeegTransformer) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Callable[[], Batch], full: bool | None) -> dict[str, Tensor]:
+        """The losses of a batch, which comes in a function because Fabric takes no frozen dataclasses."""
+        return losses(self.network, batch(), full=full)[1]
 
 
 def pretrain(
     patients: Sequence[Patient], recipe: Recipe, folder: Path, *, validation: Sequence[Patient] = (),
-    resume: bool = False, progress: Callable[[dict[str, Any]], None] | None = None,
+    resume: bool = False, progress: Callable[[Report], None] | None = None,
+    tick: Callable[[int], None] | None = None, machine: Machine | None = None,
 ) -> IeegTransformer:  # fmt: skip
     """Train a network from its first weights, or go on.
 
@@ -86,33 +150,36 @@ def pretrain(
         validation: Patients on whom the averaged weights are judged at every report; never learned from.
         resume: Whether to go on from the folder's last state; it must be of the same recipe.
         progress: Told each report.
+        tick: Told the number of each step when it is done.
+        machine: On what; one process and one CPU by default.
 
     Returns:
-        The network with averaged weights.
+        The network with averaged weights, on the CPU.
 
     Raises:
         CheckpointError: If the folder holds a run and `resume` is false, or a run of another recipe.
+        ConfigError: If the machine needs Lightning Fabric and it is not installed.
     """
-    run = _begun(recipe, folder, resume)
-    torch.manual_seed(0)  # nothing below draws from it; should anything ever do, it would at least repeat
-    began, since = time.perf_counter(), run.step
-    sums: dict[str, float] = {}
+    run, tally = _begun(recipe, folder, resume, _fabric(machine or Machine())), _Tally()
     while run.step < recipe.steps:
-        found = _stepped(run, patients, recipe)
-        for name, value in found.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+        _stepped(run, patients, recipe, tally)
+        if tick:
+            tick(run.step)
         if run.step % recipe.every == 0 or run.step == recipe.steps:
-            count = (run.step - 1) % recipe.every + 1
-            seconds = time.perf_counter() - began
-            report = {"step": run.step, "seconds_per_step": seconds / (run.step - since)}
-            report |= {name: value / count for name, value in sums.items()}
-            if validation:
-                report |= {f"validation_{k}": v for k, v in _validated(run, validation, recipe).items()}
-            _save(run, folder, report)
-            sums = {}
-            if progress:
-                progress(report)
-    return with_weights(run.network, run.averaged)
+            report = _report(run, tally) | _validated(run, validation, recipe)
+            if _rank(run.fabric) == 0:
+                _save(run, folder, report)
+                if progress:
+                    progress(report)
+            tally = _Tally()
+    if run.fabric:
+        run.fabric.barrier()
+    return with_weights(run.network.cpu(), run.averaged)
+
+
+def processes() -> int:
+    """How many processes `torchrun` started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def with_weights(network: IeegTransformer, weights: dict[str, Tensor]) -> IeegTransformer:
@@ -128,38 +195,105 @@ def read_run(folder: Path) -> tuple[Recipe, IeegTransformer, int]:
         CheckpointError: If the folder holds no run.
     """
     recipe = _recipe(folder)
-    state, step = _state(folder)
+    state, told = _state(folder)
     network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
-    return recipe, with_weights(network, _named(state, "averaged.")), step
+    return recipe, with_weights(network, _named(state, "averaged.")), int(told["step"])
 
 
-def _begun(recipe: Recipe, folder: Path, resume: bool) -> _Run:
+def recipe_of(plain: Mapping[str, Any]) -> Recipe:
+    """A recipe from plain values, such as a file's; what is left out has its default.
+
+    Raises:
+        ConfigError: If a key is unknown or a value of another type.
+    """
+    parts = {"size": TransformerSize, "draw": Draw, "weights": Weights}
+    return checked(Recipe, {key: checked(parts[key], part) if key in parts else part for key, part in plain.items()})
+
+
+def checked(kind: type[Part], plain: Mapping[str, Any]) -> Part:
+    """A dataclass of plain values.
+
+    Raises:
+        ConfigError: If a key is unknown or a value of another type.
+    """
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for key in plain:
+        if key not in known:
+            raise ConfigError(f"{kind.__name__.lower()}: {key!r} is not known; there are {', '.join(known)}.")
+    try:
+        made: Part = TypeAdapter(kind).validate_python(dict(plain))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{kind.__name__.lower()}: {key} {first['msg'].lower()}; correct it.") from error
+    return made
+
+
+def _fabric(machine: Machine) -> Any:
+    """Lightning Fabric with its processes joined; None where torch alone does."""
+    if processes() == 1 and machine.accelerator == "cpu" and machine.precision == "32":
+        return None
+    try:
+        lightning = import_module("lightning_fabric")
+    except ImportError as error:
+        raise ConfigError(
+            "several processes, accelerators and half precision need Lightning Fabric, which is not installed; "
+            "pip install 'stimopt[pretrain]', or train with one process on the CPU in precision 32."
+        ) from error
+    here, strategy = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), "auto"
+    if processes() > 1:  # which weights a step uses depends on what was drawn, alike for all processes
+        strategy = import_module("lightning_fabric.strategies").DDPStrategy(find_unused_parameters=True)
+    fabric = lightning.Fabric(
+        accelerator=machine.accelerator, devices=here, num_nodes=processes() // here, strategy=strategy,
+        precision="32-true" if machine.precision == "32" else machine.precision,
+    )  # fmt: skip
+    fabric.launch()
+    return fabric
+
+
+def _rank(fabric: Any) -> int:
+    return fabric.global_rank if fabric else 0
+
+
+def _begun(recipe: Recipe, folder: Path, resume: bool, fabric: Any) -> _Run:
     network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
+    told: nn.Module = _Told(network)
+    if fabric:
+        told = fabric.setup_module(told)
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay, fused=True
     )
-    run = _Run(network, optimizer, {k: v.detach().clone() for k, v in network.state_dict().items()})
-    if (folder / "state.safetensors").exists():
+    averaged = {k: v.detach().clone() for k, v in network.state_dict().items()}
+    run = _Run(network, told, optimizer, averaged, fabric)
+    if (folder / _STATE).exists():
         if not resume:
             raise CheckpointError(f"{folder} holds a run already; resume it or choose another folder.")
         if _plain(_recipe(folder)) != _plain(recipe):
             raise CheckpointError(f"{folder} holds a run of another recipe; choose another folder.")
         _restore(run, folder)
-        return run
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "config.json", json.dumps(_plain(recipe), indent=1).encode())
+    elif _rank(fabric) == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / _CONFIG, json.dumps(_plain(recipe), indent=1).encode())
+    if _rank(fabric) == 0:
+        _write(folder / _LOG, _lines_until(folder / _LOG, run.step))
+    if fabric:
+        fabric.barrier()  # nobody saves before everybody has looked
     return run
 
 
-def _stepped(run: _Run, patients: Sequence[Patient], recipe: Recipe) -> dict[str, Tensor]:
-    batch = draw_batch(patients, recipe.draw, recipe.seed, run.step)
+def _stepped(run: _Run, patients: Sequence[Patient], recipe: Recipe, tally: _Tally) -> None:
+    """One step of the optimiser and of the average, counted in the tally."""
+    began = time.perf_counter()
+    drawn = draw_batch(patients, recipe.draw, recipe.seed, run.step, _rank(run.fabric))
+    device = next(run.network.parameters()).device
+    batch = map_tensors(drawn, lambda x: x.to(device))
     chance = float(torch.rand((), generator=generator(recipe.seed, "hubs", run.step)))
     for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate * pace(run.step, recipe)
     run.optimizer.zero_grad(set_to_none=True)
-    _, found = losses(run.network, batch, full=False if chance < recipe.hubs_only else None)
+    found = run.told(lambda: batch, False if chance < recipe.hubs_only else None)
     loss = total(found, recipe.weights)
-    loss.backward()
+    run.fabric.backward(loss) if run.fabric else loss.backward()
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)
     run.optimizer.step()
     run.step += 1
@@ -167,7 +301,10 @@ def _stepped(run: _Run, patients: Sequence[Patient], recipe: Recipe) -> dict[str
     with torch.no_grad():
         for name, value in run.network.state_dict().items():
             run.averaged[name].lerp_(value, 1 - kept)
-    return {"loss": loss, **found}
+    for name, value in {"loss": loss, **found}.items():
+        tally.losses[name] = tally.losses.get(name, 0.0) + float(value.detach())
+    tally.steps, tally.windows = tally.steps + 1, tally.windows + batch.truth.shape[:2].numel()
+    tally.seconds += time.perf_counter() - began
 
 
 def pace(step: int, recipe: Recipe) -> float:
@@ -178,101 +315,77 @@ def pace(step: int, recipe: Recipe) -> float:
     return 0.01 + 0.99 * (1 + math.cos(math.pi * way)) / 2
 
 
-@torch.no_grad()
+def _report(run: _Run, tally: _Tally) -> Report:
+    """Mean losses since the last report, over all processes, and how fast windows were learned from."""
+    means = {name: value / tally.steps for name, value in tally.losses.items()}
+    if run.fabric:
+        shared = run.fabric.all_reduce(torch.tensor(list(means.values()), dtype=torch.float64), reduce_op="mean")
+        means = dict(zip(means, shared.tolist(), strict=True))
+    speed = {
+        "seconds_per_step": tally.seconds / tally.steps,
+        "windows_per_second": processes() * tally.windows / tally.seconds,
+    }
+    return {"step": run.step, **speed, **means}
+
+
 def _validated(run: _Run, patients: Sequence[Patient], recipe: Recipe) -> dict[str, float]:
     """Shares of variance forecast, of windows and of effects, and coverage of 90 % intervals, at new sites."""
-    network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
+    if not patients or _rank(run.fabric) > 0:
+        return {}
+    network = IeegTransformer(recipe.size, generator(recipe.seed, "weights")).to(next(run.network.parameters()).device)
     network = with_weights(network, run.averaged)
-    found: dict[str, float] = {}
-    for past in (0, 5, 20):
-        for name, value in judged(network, patients, past).items():
-            found[f"{name}_{past}"] = value
-    return found
+    found = {past: judged(network, patients, past) for past in PASTS}
+    return {f"validation_{name}_{past}": value for past, row in found.items() for name, value in row.items()}
 
 
-@torch.no_grad()
-def judged(network: IeegTransformer, patients: Sequence[Patient], past: int, asked: int = 12) -> dict[str, float]:
-    """Medians over patients, at sites that the past trials did not hold where there are enough."""
-    draw = Draw(1, asked, (past,), 64, (8, 8), 0.0, 0.0, 0.0, 1.0)
-    rows: dict[str, list[float]] = {}
-    for number, patient in enumerate(patients):
-        batch = draw_batch([patient], draw, 7, number)
-        answer = network(batch.subject, batch.past, batch.asked, batch.rate_hz)
-        for name, value in _scores(answer.mean, answer, batch).items():
-            rows.setdefault(name, []).append(value)
-    return {name: float(torch.tensor(values).median()) for name, values in rows.items()}
-
-
-def _scores(mean: Tensor, answer: Any, batch: Batch) -> dict[str, float]:
-    truth = batch.truth.unflatten(1, (-1, batch.branches))
-    told = mean.unflatten(1, (-1, batch.branches))
-    there = batch.subject.there[0]
-    single = _explained(told[0, :, 0][:, there], truth[0, :, 0][:, there])
-    scores = {"r2": single}
-    if batch.branches > 1:
-        wanted, got = (x[0, :, 0][:, there] - x[0, :, -1][:, there] for x in (truth, told))
-        scores["effect_r2"] = _explained(got, wanted)
-    deviation = ((2 * answer.log_scale).exp() + answer.factors.square().sum(2)).sqrt()
-    inside = ((batch.truth - mean).abs() <= 1.6449 * deviation)[:, :, there]
-    scores["coverage_90"] = float(inside.float().mean())
-    return scores
-
-
-def _explained(told: Tensor, true: Tensor) -> float:
-    """Share of each channel's variance over windows and time, mean over channels that vary."""
-    error = (told - true).square().mean((0, 2))
-    variance = (true - true.mean((0, 2), keepdim=True)).square().mean((0, 2))
-    moved = variance > 1e-4
-    return float((1 - error[moved] / variance[moved]).clamp_min(-2).mean()) if bool(moved.any()) else math.nan
-
-
-def _save(run: _Run, folder: Path, report: dict[str, Any]) -> None:
+def _save(run: _Run, folder: Path, report: Report) -> None:
+    """The report, then the state: a line without its state is dropped when the run goes on."""
     tensors = {f"network.{k}": v for k, v in run.network.state_dict().items()}
     tensors |= {f"averaged.{k}": v for k, v in run.averaged.items()}
     for name, parameter in run.network.named_parameters():
-        for key, value in run.optimizer.state[parameter].items():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"moment.{key}.{name}"] = value
-    draft = folder / ".state.safetensors"
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, {"step": str(run.step)})
-    os.replace(draft, folder / "state.safetensors")
-    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+    with open(folder / _LOG, "a", encoding="utf-8") as file:
         file.write(json.dumps(report) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    draft = folder / f".{_STATE}"
+    told = {"step": str(run.step), "processes": str(processes())}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, told)
+    _replaced(draft, folder / _STATE)
 
 
 def _restore(run: _Run, folder: Path) -> None:
-    state, run.step = _state(folder)
+    state, told = _state(folder)
+    if int(told.get("processes", "1")) != processes():
+        raise CheckpointError(
+            f"{folder} holds a run of {told.get('processes', '1')} processes and {processes()} would go on, with other "
+            "batches; start as many, or choose another folder."
+        )
+    run.step = int(told["step"])
     run.network.load_state_dict(_named(state, "network."))
-    run.averaged = _named(state, "averaged.")
+    run.averaged = {name: value.to(run.averaged[name]) for name, value in _named(state, "averaged.").items()}
+    keys = sorted({name.split(".", 2)[1] for name in state if name.startswith("moment.")})
     for name, parameter in run.network.named_parameters():
-        keys = {k.split(".", 2)[1] for k in state if k.startswith("moment.")}
-        run.optimizer.state[parameter] = {key: state[f"moment.{key}.{name}"] for key in sorted(keys)}
+        moments = {key: state[f"moment.{key}.{name}"] for key in keys if f"moment.{key}.{name}" in state}
+        if moments:  # a parameter that no step has used yet has none
+            run.optimizer.state[parameter] = {key: value.to(parameter) for key, value in moments.items()}
 
 
-def _state(folder: Path) -> tuple[dict[str, Tensor], int]:
-    from safetensors import safe_open
-
-    path = folder / "state.safetensors"
+def _state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    path = folder / _STATE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no pretraining run; give the folder of one.")
     with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-    return load_file(path), step
+        told = dict(file.metadata())
+    return load_file(path), told
 
 
 def _recipe(folder: Path) -> Recipe:
     try:
-        plain = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return recipe_of(json.loads((folder / _CONFIG).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError) as error:
         raise CheckpointError(f"{folder} holds no pretraining run ({error}); give the folder of one.") from error
-    draw = {**plain["draw"], "past": tuple(plain["draw"]["past"]), "patches": tuple(plain["draw"]["patches"])}
-    return Recipe(
-        **{
-            **plain,
-            "size": TransformerSize(**plain["size"]),
-            "draw": Draw(**draw),
-            "weights": Weights(**plain["weights"]),
-        }
-    )
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -284,7 +397,27 @@ def _named(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
+def _lines_until(log: Path, step: int) -> bytes:
+    """The reports up to a step; later ones belong to steps that will be made again, and a torn line to none."""
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():
+        try:
+            report = json.loads(line)
+        except ValueError:
+            continue
+        if report["step"] <= step:
+            kept.append(line + "\n")
+    return "".join(kept).encode()
+
+
 def _write(path: Path, content: bytes) -> None:
     draft = path.with_name("." + path.name)
     draft.write_bytes(content)
+    _replaced(draft, path)
+
+
+def _replaced(draft: Path, path: Path) -> None:
+    """A whole file in another's place, on disk before anything else is done."""
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(draft, path)

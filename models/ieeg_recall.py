@@ -5,14 +5,14 @@ stimuli and all contexts of a patient. A search asks thousands of times; with th
 trial and not one more than the past. The answer is that of the network's own forward pass, up to rounding.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from .ieeg_subject import Shots, Subject
-from .ieeg_transformer import Answer, IeegTransformer, _heads, _Mixer, _nearness, _normed, _Trials
+from .ieeg_transformer import Answer, IeegTransformer, _heads, _level, _Mixer, _nearness, _normed, _Trials
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Recall:
         subject: Who.
         where: Token of each channel's place and rest.
         nearness: How much of a contact's current a channel feels.
+        level: How large its past responses were.
         bias: How much channels listen to each other, and which are there.
         told: Keys and values of the past trials, layer by layer.
         token: Of the past trials after the last layer.
@@ -32,7 +33,8 @@ class Recall:
     subject: Subject
     where: Tensor
     nearness: Tensor
-    bias: tuple[Tensor, Tensor]
+    level: Tensor
+    bias: tuple[Tensor | None, Tensor]
     told: tuple[tuple[Tensor, Tensor], ...]
     token: Tensor
     past: _Trials
@@ -43,14 +45,15 @@ def recall(network: IeegTransformer, subject: Subject, past: Shots, rate_hz: flo
     with torch.inference_mode(False), torch.no_grad():
         where, nearness, bias = network._where(subject), _nearness(subject), network._bias(subject, None)
         known = network._trial(subject, where, nearness, past, rate_hz, followed=True)
-        token, told, nobody = known.token, [], known.stimulus[:, :0]
-        layers = zip(network.through_channels, network.through_trials, network.maps, strict=True)
-        for channels, others, change in layers:
+        level, nobody = _level(known), known.stimulus[:, :0]
+        token, told = known.token + network.level(level.log()), []
+        alike = network.likeness(known.spot, known.spot)
+        for (channels, others, change), pairs in zip(network.layers, alike, strict=False):
             token = network._across_channels(channels, token, bias, nobody, known.stimulus)
             told.append(_told(network, others, token))
-            token = network._across_trials(others, token, token.shape[1])
+            token = network._across_trials(others, token, token.shape[1], pairs)
             token = token + change(_normed(token))
-    return Recall(subject, where, nearness, bias, tuple(told), token, known)
+    return Recall(subject, where, nearness, level, bias, tuple(told), token, known)
 
 
 def ask(network: IeegTransformer, recalled: Recall, asked: Shots, rate_hz: float) -> Answer:
@@ -62,14 +65,26 @@ def ask(network: IeegTransformer, recalled: Recall, asked: Shots, rate_hz: float
         asked: Windows `[1, asked, ...]`; their contexts may be one for all.
         rate_hz: Of everything.
     """
+    recalled, asked = _in_use(recalled, asked)
     now = network._trial(recalled.subject, recalled.where, recalled.nearness, asked, rate_hz, followed=False)
-    token, nobody = now.token, now.stimulus[:, :0]
-    layers = zip(network.through_channels, network.through_trials, network.maps, recalled.told, strict=True)
-    for channels, others, change, told in layers:
+    token, nobody = now.token + network.level(recalled.level.log()), now.stimulus[:, :0]
+    alike = network.likeness(now.spot, recalled.past.spot)
+    for (channels, others, change), told, pairs in zip(network.layers, recalled.told, alike, strict=False):
         token = network._across_channels(channels, token, recalled.bias, now.stimulus, nobody)
-        token = token + _heard(others, token.transpose(1, 2), *told).transpose(1, 2)
+        token = token + _heard(others, token.transpose(1, 2), *told, pairs).transpose(1, 2)
         token = token + change(_normed(token))
-    return network._answer(token, recalled.token, recalled.past, now, recalled.nearness, rate_hz)
+    past, near = recalled.past, recalled.nearness
+    return network._answer(token, recalled.token, past, now, near, recalled.level, alike[-1], rate_hz)
+
+
+def _in_use(recalled: Recall, asked: Shots) -> tuple[Recall, Shots]:
+    """Without the contacts that no stimulus uses, whose part is zero, unless a gradient asks what they would add."""
+    if asked.drive.requires_grad:
+        return recalled, asked
+    used = (asked.drive != 0).flatten(0, 2).any(-1).any(0)
+    subject = replace(recalled.subject, contact_mm=recalled.subject.contact_mm[:, used])
+    near = recalled.nearness[..., used]
+    return replace(recalled, subject=subject, nearness=near), replace(asked, drive=asked.drive[..., used, :])
 
 
 def _told(network: IeegTransformer, mixer: "_Mixer", token: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,8 +95,8 @@ def _told(network: IeegTransformer, mixer: "_Mixer", token: Tensor) -> tuple[Ten
     return key, _heads(mixer.value(_normed(told)), mixer.heads)
 
 
-def _heard(mixer: "_Mixer", asks: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _heard(mixer: "_Mixer", asks: Tensor, key: Tensor, value: Tensor, alike: Tensor) -> Tensor:
     query, _ = mixer.pairs(asks, asks[..., :0, :])
-    heard = F.scaled_dot_product_attention(query, key, value)
+    heard = F.scaled_dot_product_attention(query, key, value, attn_mask=alike)
     mixed: Tensor = mixer.out(heard.transpose(-3, -2).flatten(-2))
     return mixed

@@ -73,7 +73,8 @@ class Shots:
     """Windows of one patient, or of a batch of them: what came before, what was delivered, what followed.
 
     Attributes:
-        context: Ongoing signal up to the window, in units of spread.
+        context: Ongoing signal up to the window, in units of spread. May be fewer than the shots, by a whole factor:
+            each is then shared by as many neighbouring shots.
         heard: Which samples of it are good; artefacts and dropouts are not.
         drive: Charge of the first phases in each sample, cathodes then anodes, in units of 1 mA for 200 us.
         numbers: Of the train, see `stimulus_features`; all zero for silence.
@@ -82,13 +83,13 @@ class Shots:
         good: Which samples of it are good.
     """
 
-    context: Float[Tensor, "*batch shot channel past"]
-    heard: Bool[Tensor, "*batch shot channel past"]
+    context: Float[Tensor, "*batch before channel past"]
+    heard: Bool[Tensor, "*batch before channel past"]
     drive: Float[Tensor, "*batch shot 2 contact time"]
     numbers: Float[Tensor, "*batch shot feature"]
     senses: Float[Tensor, "*batch shot sense"]
-    response: Float[Tensor, "*batch shot channel answered"]
-    good: Bool[Tensor, "*batch shot channel answered"]
+    response: Float[Tensor, "*batch after channel answered"]
+    good: Bool[Tensor, "*batch after channel answered"]
 
     def pick(self, index: Tensor | slice) -> "Shots":
         """Some of the shots of one patient, whose batch is empty."""
@@ -124,7 +125,7 @@ def subject_of(montage: Montage, rest: Context) -> Subject:
         shaft=torch.tensor([shafts[end.shaft] for end in ends]),
         bipolar=torch.tensor([channel.minus is not None for channel in montage.channels]),
         fingerprint=fingerprint_of(scaled, spread, rest.rate_hz),
-        rest_uv=middle, spread_uv=spread, heard=everywhere, there=everywhere,
+        rest_uv=middle, spread_uv=spread, heard=everywhere, there=everywhere.clone(),
         contact_mm=montage.contact_position_mm.float(),
     )  # fmt: skip
 

@@ -22,6 +22,7 @@ ICLR 2022 (fitted trials in context); Steinhardt et al., J Neural Eng 17 (2020) 
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +40,8 @@ _WAVES = 48  # of the response, to 48 Hz
 _SCALE_WAVES, _FACTOR_WAVES, _COURSE_WAVES = 8, 24, 12
 _DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of the kernels' bumps
 _LOCAL = 2 * len(SPREADS_MM)
+_PAIR = 4 * len(SPREADS_MM) + 8 + 1
+_FAINT = 0.02  # units of charge, a twentieth of the weakest pulse in use, over which a place fades as current vanishes
 _NUMBERS, _SENSES = 8, len(MODALITIES) + 5 + SENSORY_FEATURES
 _PLACE = 31  # of `place_features`
 _FULL_CHANNELS = 64  # beyond so many, channels hear each other through hubs alone
@@ -134,6 +137,7 @@ class IeegTransformer(nn.Module):
         self.maps = nn.ModuleList(_Map(wide, 3 * wide, wide, source) for _ in range(size.layers))
         self.nothing = nn.Parameter(torch.zeros(wide))  # a past trial that was not there
         self.level = Linear(1, wide, source)
+        self.alike = Linear(_PAIR, size.heads * (size.layers + 1), source, gain=0.1)
         self.copies = _Attention(wide, size.heads, source)
         kernels = _LOCAL * len(_DELAYS_S)
         self.sizes = (_WAVES, kernels, 1, _SCALE_WAVES, size.factors * _FACTOR_WAVES, size.heads, 2 * len(BANDS_HZ))
@@ -163,11 +167,32 @@ class IeegTransformer(nn.Module):
         token = torch.cat([known.token, ask.token], 1) + self.level(level.log())
         bias = self._bias(subject, full)
         trials = known.token.shape[1]
-        for channels, others, change in zip(self.through_channels, self.through_trials, self.maps, strict=True):
+        alike = self.likeness(torch.cat([known.spot, ask.spot], 1), known.spot)
+        for (channels, others, change), pairs in zip(self.layers, alike, strict=False):
             token = self._across_channels(channels, token, bias, ask.stimulus, known.stimulus)
-            token = self._across_trials(others, token, trials)
+            token = self._across_trials(others, token, trials, pairs)
             token = token + change(_normed(token))
-        return self._answer(token[:, trials:], token[:, :trials], known, ask, local, level, rate_hz)
+        copied = alike[-1][..., trials:, :]
+        return self._answer(token[:, trials:], token[:, :trials], known, ask, local, level, copied, rate_hz)
+
+    def likeness(self, asks: Tensor, told: Tensor) -> list[Float[Tensor, "patient 1 head to from"]]:
+        """How much a trial listens to a past one, by how near their sites are and how alike their trains.
+
+        Args:
+            asks: Descriptors of trials, `[patient, trial, number]`.
+            told: Those of the past ones.
+
+        Returns:
+            One bias for each layer and one for the copies; before the past trials, the one that was not there.
+        """
+        pairs = self.alike(_pairs(asks, told)).unflatten(-1, (-1, self.size.heads))  # [patient, to, from, layer, head]
+        return [F.pad(one, (1, 0)).unsqueeze(1) for one in pairs.permute(3, 0, 4, 1, 2)]
+
+    @property
+    def layers(self) -> list[tuple["_Mixer", "_Mixer", "_Map"]]:
+        """Of the trial stage: over channels, over past trials, and each token by itself."""
+        layers = zip(self.through_channels, self.through_trials, self.maps, strict=True)
+        return cast(list[tuple[_Mixer, _Mixer, _Map]], list(layers))
 
     def ongoing(self, subject: Subject, shots: Shots, rate_hz: float) -> Ongoing:
         """Tokens of the ongoing signal, one a patch, each made of what came before it.
@@ -224,6 +249,7 @@ class IeegTransformer(nn.Module):
         token = token + self.before(last).repeat_interleave(each, 1)
         carried = carried.repeat_interleave(each, 1)
         stimulus = self.delivered(torch.cat([shots.numbers, shots.senses, _entry(subject, shots)], -1))
+        token = token + stimulus.unsqueeze(2)
         response = None
         if followed:
             response = written(shots.response * shots.good, rate_hz)
@@ -231,7 +257,7 @@ class IeegTransformer(nn.Module):
             token = token + self.followed(told / _level_of(response - carried))
         else:
             token = token + self.asked
-        return _Trials(token, stimulus, shots.drive, carried, response, ongoing)
+        return _Trials(token, stimulus, _spot(subject, shots), shots.drive, carried, response, ongoing)
 
     def _carried(self, where: Tensor, patch: Tensor, followed: bool) -> Float[Tensor, "patient shot channel wave"]:
         """What ongoing activity alone would go on to be: a mixture of linear forecasts from the last patches."""
@@ -241,7 +267,7 @@ class IeegTransformer(nn.Module):
         share = self.rhythm_share(where).softmax(-1)  # [patient, channel, rhythm]
         return torch.einsum("bcr,bncp,rpw->bncw", share, recent.flatten(-2), self.rhythm)
 
-    def _bias(self, subject: Subject, full: bool | None) -> tuple[Tensor, Tensor]:
+    def _bias(self, subject: Subject, full: bool | None) -> tuple[Tensor | None, Tensor]:
         """How much a channel listens to another by distance and shaft; and to nobody where channels use hubs alone."""
         apart = torch.cdist(subject.place_mm.nan_to_num(0.0), subject.place_mm.nan_to_num(0.0))
         known = subject.place_mm.isfinite().all(-1)
@@ -254,7 +280,7 @@ class IeegTransformer(nn.Module):
         return bias.masked_fill(~there, -math.inf) if direct else None, there
 
     def _across_channels(
-        self, mixer: "_Mixer", token: Tensor, bias: tuple[Tensor, Tensor], ask: Tensor, known: Tensor
+        self, mixer: "_Mixer", token: Tensor, bias: tuple[Tensor | None, Tensor], ask: Tensor, known: Tensor
     ) -> Tensor:
         """Channels hear the trial's stimulus, its hubs and, where they are few, each other."""
         between, there = bias
@@ -267,22 +293,22 @@ class IeegTransformer(nn.Module):
         mask = torch.cat([between.new_zeros(*between.shape[:-1], heard.shape[2]), between], -1).unsqueeze(1)
         return token + mixer(token, torch.cat([heard, token], 2), mask)
 
-    def _across_trials(self, mixer: "_Mixer", token: Tensor, trials: int) -> Tensor:
+    def _across_trials(self, mixer: "_Mixer", token: Tensor, trials: int, alike: Tensor) -> Tensor:
         by_channel = token.transpose(1, 2)  # [patient, channel, trial, width]
         nothing = self.nothing.expand(*by_channel.shape[:2], 1, -1)
         known = torch.cat([nothing, by_channel[:, :, :trials]], 2)
-        return token + mixer(by_channel, known, None).transpose(1, 2)
+        return token + mixer(by_channel, known, alike).transpose(1, 2)
 
     def _answer(
         self, asked: Tensor, known: Tensor, past: "_Trials", ask: "_Trials", nearness: Tensor, level: Tensor,
-        rate_hz: float,
+        alike: Tensor, rate_hz: float,
     ) -> Answer:  # fmt: skip
         samples = ask.drive.shape[-1]
         told = _normed(asked)
         wave, kernel, gain, scale, factor, copied, statistics = self.head(told).split(self.sizes, -1)
         waves = cosines(_WAVES, samples, wave, rate_hz)
         size = level * (2 * torch.tanh(gain / 2)).exp()  # evoked responses differ a hundredfold between patients
-        mean = (ask.carried + size * wave + self._copied(asked, known, past, copied)) @ waves
+        mean = (ask.carried + size * wave + self._copied(asked, known, past, copied, alike)) @ waves
         kernel = (size * kernel).unflatten(-1, (2, len(SPREADS_MM), -1))
         mean = mean + _kernel_answer(kernel, nearness, ask.drive, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
@@ -292,12 +318,13 @@ class IeegTransformer(nn.Module):
             ask.ongoing,
         )  # fmt: skip
 
-    def _copied(self, asked: Tensor, known: Tensor, past: "_Trials", gain: Tensor) -> Tensor:
+    def _copied(self, asked: Tensor, known: Tensor, past: "_Trials", gain: Tensor, alike: Tensor) -> Tensor:
         """Past responses, less the ongoing activity they rode on, weighted by how much alike the trials are."""
         if past.response is None or not known.shape[1]:
             return asked.new_zeros(())
         nothing = self.nothing.expand(len(known), known.shape[2], 1, -1)
-        share = self.copies.shares(asked.transpose(1, 2), torch.cat([nothing, known.transpose(1, 2)], 2))[..., 1:]
+        told = torch.cat([nothing, known.transpose(1, 2)], 2)
+        share = self.copies.shares(asked.transpose(1, 2), told, alike)[..., 1:]
         evoked = (past.response - past.carried).transpose(1, 2).unsqueeze(2)  # [patient, channel, 1, trial, wave]
         copied = (share @ evoked).permute(0, 3, 1, 2, 4)  # [patient, asked, channel, head, wave]
         return (gain.unsqueeze(-1) * copied).sum(-2)
@@ -307,6 +334,7 @@ class IeegTransformer(nn.Module):
 class _Trials:
     token: Tensor  # [patient, trial, channel, width]
     stimulus: Tensor  # [patient, trial, width]
+    spot: Tensor  # [patient, trial, number]: middles of cathodes and anodes, whether there are any, and the train
     drive: Tensor  # [patient, trial, polarity, contact, time]
     carried: Tensor  # [patient, trial, channel, wave]
     response: Tensor | None  # [patient, trial, channel, wave]
@@ -408,17 +436,46 @@ def _near_features(
 ) -> Float[Tensor, "patient shot channel feature"]:
     """The course of the charge that enters near each channel, and how near it enters whatever its size."""
     waves = cosines(_COURSE_WAVES, drive.shape[-1], drive, rate_hz)
-    share = drive.sum(-1, keepdim=True)
-    share = share / share.sum((2, 3), keepdim=True).clamp_min(1e-9)
+    share = _shares(drive).unsqueeze(-1)
     course = torch.cat([drive.asinh() @ waves.mT, 2 * share], -1)  # [patient, shot, polarity, contact, wave]
     return torch.einsum("bsck,bnpkw->bncpsw", nearness, course).flatten(3).asinh()
 
 
+def _shares(drive: Float[Tensor, "patient shot 2 contact time"]) -> Float[Tensor, "patient shot 2 contact"]:
+    """Share of each contact in the charge that enters and in the one that leaves; fading with charge, zero without."""
+    charge = drive.sum(-1)
+    return charge / (charge.sum(-1, keepdim=True) + _FAINT)
+
+
 def _entry(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot feature"]:
     """Where current entered and left, as the mean of the places' features."""
-    share = shots.drive.sum(-1)
-    share = share / share.sum(-1, keepdim=True).clamp_min(1e-9)  # [patient, shot, polarity, contact]
+    share = _shares(shots.drive)  # [patient, shot, polarity, contact]
     return (share @ place_features(subject.contact_mm).to(share).unsqueeze(1)).flatten(2)
+
+
+def _spot(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot number"]:
+    """Middles of the cathodes and the anodes in mm, how much there is of either, and the numbers of the train."""
+    known = subject.contact_mm.isfinite().all(-1)[:, None, None]
+    share = _shares(shots.drive) * known
+    there = share.sum(-1)
+    middle = share @ subject.contact_mm.nan_to_num(0.0).to(share).unsqueeze(1) / (there.unsqueeze(-1) + 1e-6)
+    return torch.cat([middle.flatten(2), there, shots.numbers], -1)
+
+
+def _pairs(
+    asks: Float[Tensor, "patient to number"], told: Float[Tensor, "patient from number"]
+) -> Float[Tensor, "patient to from feature"]:
+    """How near sites are, cathodes and anodes each with each, and how far trains differ."""
+    places, trains = [], []
+    for spot in (asks, told):
+        places.append((spot[..., :6].unflatten(-1, (2, 3)), spot[..., 6:8]))
+        trains.append(spot[..., 8:])
+    (one, here), (other, there) = places
+    apart = torch.cdist(one.flatten(1, 2), other.flatten(1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    both = here[:, :, :, None, None] * there[:, None, None]  # [patient, to, polarity, from, polarity]
+    close = (_closeness(apart) * both.unsqueeze(-1)).movedim(2, 3).flatten(3)
+    differ = (trains[0].unsqueeze(2) - trains[1].unsqueeze(1)).abs()
+    return torch.cat([close, differ, both.diagonal(dim1=2, dim2=4).mean(-1, keepdim=True)], -1)
 
 
 def _lateness(count: int, heads: int, like: Tensor) -> Float[Tensor, "head to from"]:
@@ -480,9 +537,9 @@ class _Attention(nn.Module):
         )
         return query * self.sharpness.exp(), key
 
-    def shares(self, asks: Tensor, told: Tensor) -> Float[Tensor, "*batch head to from"]:
+    def shares(self, asks: Tensor, told: Tensor, bias: Tensor) -> Float[Tensor, "*batch head to from"]:
         query, key = self.pairs(asks, told)
-        return (query @ key.mT / math.sqrt(key.shape[-1])).softmax(-1)
+        return (query @ key.mT / math.sqrt(key.shape[-1]) + bias).softmax(-1)
 
 
 class _Mixer(_Attention):

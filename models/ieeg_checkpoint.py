@@ -1,0 +1,168 @@
+"""From corpora to a checkpoint of the foundation model: train, choose `temper`, judge, and say on a card what it is.
+
+The checkpoint's folder appears whole, with the model card; the run that made it stays in a folder of its own, from
+which it can be made again, or made early from a run that still goes on.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stimopt.checkpoint import save_checkpoint
+from stimopt.errors import DataError
+from stimopt.forecaster import Trials
+
+from .ieeg_batches import Draw, Patient, patient_of
+from .ieeg_corpus import PatientRecord, corpus_hash, read_record, records_in
+from .ieeg_foundation import KIND, FoundationModel
+from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
+from .ieeg_pretrain import Machine, Recipe, checked, pretrain, read_run, recipe_of
+
+_LIMITS = (
+    "Forecasts windows of up to 0.5 s from the onset, for montages with known places, from contexts of 0.1 to 1.6 s at "
+    "rates from 100 Hz on. Simulated patients are no people: nothing here says how well it forecasts recordings; judge "
+    "it on a patient's own held-out trials first."
+)
+
+
+def train_ieeg_foundation(
+    gather: Callable[[], tuple[Sequence[Path], Path, Mapping[str, Trials]]], run: Path, out: Path, *,
+    recipe: Mapping[str, Any], machine: Mapping[str, Any], resume: bool, command: str,
+    progress: Callable[[str, int, int, str], None] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Pretrain the foundation network on corpora and recordings and write its checkpoint.
+
+    Args:
+        gather: Called once the recipe is known to be right: folders of records to learn from, one folder of records
+            that are never learned from, and recorded trials to learn from, by name.
+        run: Folder of the run; what is there is gone on with if `resume`.
+        out: Folder of the checkpoint.
+        recipe: See `Recipe`.
+        machine: See `Machine`.
+        resume: Whether to go on.
+        command: What was typed, for the card.
+        progress: Told what is done, how far, out of how much, and a note.
+
+    Returns:
+        Metrics on the validation patients; empty in all but the first of several processes.
+
+    Raises:
+        ConfigError: If the recipe or the machine is wrong.
+        DataError: If a corpus is empty, or no patient has trials enough for a batch.
+        CheckpointError: If the run's folder holds another run.
+    """
+    how, where = recipe_of(recipe), checked(Machine, machine)
+    corpora, validation, recordings = gather()
+    records = [read_record(path) for folder in corpora for path in records_in(folder)]
+    records += [recorded(name, trials) for name, trials in recordings.items()]
+    patients = trainable(records, how.draw)
+    judges = patients_of([read_record(path) for path in records_in(validation)])
+    said = ""
+
+    def reported(report: dict[str, Any]) -> None:
+        nonlocal said
+        said = f"loss {report['loss']:.3f}, {report['windows_per_second']:.0f} windows/s"
+
+    def stepped(step: int) -> None:
+        if progress:
+            progress("training", step, how.steps, said)
+
+    pretrain(
+        patients, how, run, validation=judges, resume=resume, progress=reported, tick=stepped, machine=where
+    )  # fmt: skip
+    if not where.first:
+        return {}
+    card = {
+        "training_data": _training_data(records, corpora, how, command),
+        "simulated": all(record.simulated for record in records),
+    }
+    return checkpoint_of(run, out, judges, card)
+
+
+def checkpoint_of(
+    run: Path, out: Path, validation: Sequence[Patient], card: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Turn a run's averaged weights, as they are now, into a checkpoint.
+
+    Args:
+        run: Folder of the run.
+        out: Folder of the checkpoint; an older checkpoint there is replaced.
+        validation: Patients never learned from, who choose `temper` and on whom the card's metrics are measured.
+        card: More for the card, see `save_checkpoint`; "metrics" are added to the measured ones.
+
+    Returns:
+        The card's metrics.
+
+    Raises:
+        CheckpointError: If there is no run, or `out` holds something else.
+        DataError: If no validation patient has trials enough.
+    """
+    recipe, network, step = read_run(run)
+    ratios = error_ratios(network, validation)
+    temper, more = fitted_temper(ratios), dict(card or {})
+    scores = {past: judged(network, validation, past) for past in PASTS}
+    metrics: dict[str, float] = {
+        f"{name} with {past} trials": value
+        for past, row in scores.items()
+        for name, value in row.items()
+        if name != "coverage_90"
+    }
+    metrics["coverage of 90 % intervals on patients who did not choose temper"] = coverage_apart(ratios)
+    metrics |= {"temper": temper, "validation patients": len(validation), **more.pop("metrics", {})}
+    data = more.pop("training_data", "Not stated.")
+    stated = {
+        "title": "The foundation model of iEEG under stimulation: forecasts a patient's responses from past trials",
+        "simulated": True, "limits": _LIMITS, "metrics": metrics,
+        "training_data": f"{data} {step} of {recipe.steps} steps, seed {recipe.seed}. Metrics are medians over "
+        "validation patients who were never learned from, at sites that the past trials did not hold where possible.",
+    }  # fmt: skip
+    save_checkpoint(out, KIND, FoundationModel(recipe.size, network.state_dict(), temper), stated | more)
+    return metrics
+
+
+def recorded(name: str, trials: Trials) -> PatientRecord:
+    """A patient's recorded trials as a record; rest is what came before each stimulus."""
+    return PatientRecord(name, "recorded", False, trials.context, trials)
+
+
+def trainable(records: Sequence[PatientRecord], draw: Draw) -> list[Patient]:
+    """Those who have trials enough for every batch; the others are left out with a warning.
+
+    Raises:
+        DataError: If nobody has.
+    """
+    needed = draw.asked + max(draw.past)
+    fit = [record for record in records if len(record.trials) >= needed]
+    if len(fit) < len(records):
+        warnings.warn(
+            f"{len(records) - len(fit)} of {len(records)} patients were left out: batches take {needed} trials of each "
+            "(draw: asked and the largest of past).",
+            stacklevel=2,
+        )
+    if not fit:
+        raise DataError(f"no patient has the {needed} trials that batches take; lower draw's asked or past.")
+    return patients_of(fit)
+
+
+def patients_of(records: Sequence[PatientRecord]) -> list[Patient]:
+    """Records in the network's units; those with flat channels are left out with a warning."""
+    patients = []
+    for record in records:
+        try:
+            patients.append(patient_of(record))
+        except DataError as error:
+            warnings.warn(f"patient {record.name!r} was left out: {error}", stacklevel=2)
+    return patients
+
+
+def _training_data(records: Sequence[PatientRecord], corpora: Sequence[Path], recipe: Recipe, command: str) -> str:
+    families = ", ".join(f"{family} {count}" for family, count in sorted(Counter(r.family for r in records).items()))
+    hashes = ", ".join(corpus_hash(folder)[:16] for folder in corpora) or "none"
+    trials, kinds = sum(len(record.trials) for record in records), {record.simulated for record in records}
+    mixed = "Trained on simulations and on recordings. " if len(kinds) == 2 else ""
+    return mixed + (
+        f"{len(records)} patients with {trials} trials (patients of each family: {families}); sha256 of corpora begin "
+        f"with {hashes}. Made by '{command}'."
+    )
