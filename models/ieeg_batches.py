@@ -183,7 +183,9 @@ def _turned(subject: Subject, draw: Draw, source: torch.Generator) -> tuple[Subj
     shift = draw.shift_mm * torch.randn(3, generator=source)
 
     def moved(place: Tensor) -> Tensor:
-        return (place - middle) @ turn + middle + shift + draw.jitter_mm * torch.randn(place.shape, generator=source)
+        jitter = draw.jitter_mm * torch.randn(place.shape, generator=source)
+        out: Tensor = (place - middle) @ turn + middle + shift + jitter
+        return out
 
     heard = subject.heard & (torch.rand(len(subject.heard), generator=source) >= draw.unheard)
     fingerprint = subject.fingerprint * heard.unsqueeze(-1)

@@ -21,9 +21,9 @@ from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, ju
 from .ieeg_pretrain import Machine, Recipe, checked, pretrain, read_run, recipe_of
 
 _LIMITS = (
-    "Forecasts windows of up to 0.5 s from the onset, for montages with known places, from contexts of 0.1 to 1.6 s at "
-    "rates from 100 Hz on. Simulated patients are no people: nothing here says how well it forecasts recordings; judge "
-    "it on a patient's own held-out trials first."
+    "Forecasts windows of up to 0.5 s from the onset, for montages with known places. Rates and lengths of context "
+    "other than those of its corpora are read, but it was not trained on them. Simulated patients are no people: metrics "
+    "on them do not say how well it forecasts recordings; judge it on a patient's own held-out trials first."
 )
 
 

@@ -90,7 +90,8 @@ def joint_loss(answer: Answer, truth: Tensor, there: Bool[Tensor, "..."]) -> Ten
     seen = torch.linalg.solve_triangular(root, (weighted @ error.flatten(2).unsqueeze(-1)), upper=False)
     distance = (error.square() * precision).sum((-2, -1)) - seen.square().sum((-2, -1))
     size = 2 * (answer.log_scale * there).sum((-2, -1)) + 2 * root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return ((distance + size) / 2 / there.sum((-2, -1)).clamp_min(1)).mean()
+    mean: Tensor = ((distance + size) / 2 / there.sum((-2, -1)).clamp_min(1)).mean()
+    return mean
 
 
 def effect_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branches: int) -> Tensor:
@@ -100,7 +101,8 @@ def effect_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branche
     wanted = (true[:, :, :1] - true[:, :, 1:]) * both
     error = (told[:, :, :1] - told[:, :, 1:]) * both - wanted
     share = error.square().mean((1, 2, 3, 4)) / (wanted.square().mean((1, 2, 3, 4)) + 0.02)
-    return share.log1p().mean()  # a patient whom nothing moves, and a forecast that moves him, must not rule the batch
+    mean_share: Tensor = share.log1p().mean()  # nobody whom nothing moves, but whom a forecast moves, rules the batch
+    return mean_share
 
 
 def _ongoing_loss(network: IeegTransformer, answer: Answer, batch: Batch) -> Tensor:

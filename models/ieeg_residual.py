@@ -87,7 +87,7 @@ class ResidualForecaster(Forecaster):
     def _like(self, like: Tensor) -> "ResidualForecaster":
         """The same with the correction in another dtype; the network minds its own."""
         own = {name: value.to(like) for name, value in self._tensors().items()}
-        return replace(self, landmarks=map_tensors(self.landmarks, lambda x: x.to(like)), **own)
+        return ResidualForecaster(self.plain, map_tensors(self.landmarks, lambda x: x.to(like)), **own)
 
     def _dressed(self, mean: Tensor, scale: Tensor, factors: Tensor, stimulus: Stimulus) -> GaussianForecast:
         """The forecast in uV, with the batch of the stimulus."""
@@ -179,7 +179,7 @@ def _left_over(plain: FoundationForecaster, held: Tensor) -> _Rows:
     kept[held] = False
     others, asked = kept.nonzero().squeeze(-1)[-MOST_PAST:], plain.past.pick(held)
     answer = answered(plain, plain.model.weights, plain.past.pick(others), asked)
-    names = ("mean", "log_scale", "factors", "token")
+    names = ("mean", "log_scale", "factors", "statistics", "token")
     answer = replace(answer, **{name: getattr(answer, name)[0].double() for name in names})
     mean, scale, factors = _told(plain, answer)
     lead = plain.window.lead

@@ -36,6 +36,7 @@ SENSORY_FEATURES = 16  # further numbers of a sensory stimulus that are read; th
 BANDS_HZ = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 70.0))
 LAGS_S = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 FINGERPRINT = len(BANDS_HZ) + len(LAGS_S) + 2  # bands, autocorrelation, slope of 1/f, size
+_USUAL_HZ = 250.0  # the rate of pretraining
 _CHARGE_MA_S = 2e-4  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
 
 
@@ -137,6 +138,7 @@ def fingerprint_of(
     samples = scaled.shape[-1]
     centred = scaled - scaled.mean(-1, keepdim=True)
     power = torch.fft.rfft(centred * torch.hann_window(samples)).abs().square().mean(0) / samples
+    power = power * (_USUAL_HZ / rate_hz)  # a density, so that it does not grow with the rate
     frequency = torch.fft.rfftfreq(samples, 1 / rate_hz)
     bands = []
     for low, high in BANDS_HZ:

@@ -38,6 +38,7 @@ LONGEST = 16  # patches that attention over time looks back on
 _PATCH_WAVES = 16  # cosines of a patch, to 80 Hz
 _WAVES = 48  # of the response, to 48 Hz
 _SCALE_WAVES, _FACTOR_WAVES, _COURSE_WAVES = 8, 24, 12
+_AHEAD_S = 0.002  # half a sample at 250 Hz, the rate of pretraining, where cosines are then orthogonal
 _DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of the kernels' bumps
 _LOCAL = 2 * len(SPREADS_MM)
 _PAIR = 4 * len(SPREADS_MM) + 8 + 1
@@ -360,14 +361,14 @@ def patches(signal: Float[Tensor, "*batch time"], rate_hz: float, longest: int) 
     length = max(2, round(PATCH_S * rate_hz))
     count = min(longest, signal.shape[-1] // length)
     cut = signal[..., signal.shape[-1] - count * length :].unflatten(-1, (count, length))
-    waves = _cosine_rows(_PATCH_WAVES, length, length, signal)
+    waves = _cosine_rows(_PATCH_WAVES, length, length, signal, rate_hz)
     return F.pad(cut @ waves.mT * (2 / length), (0, _PATCH_WAVES - len(waves)))
 
 
 def unpatched(patch: Float[Tensor, "*batch wave"], rate_hz: float) -> Float[Tensor, "*batch time"]:
     """The samples of a patch; the first cosine, the mean, was counted twice."""
     length = max(2, round(PATCH_S * rate_hz))
-    waves = _cosine_rows(_PATCH_WAVES, length, length, patch)
+    waves = _cosine_rows(_PATCH_WAVES, length, length, patch, rate_hz)
     halves = torch.ones(len(waves)).to(patch)
     halves[0] = 0.5
     return (patch[..., : len(waves)] * halves) @ waves
@@ -375,11 +376,14 @@ def unpatched(patch: Float[Tensor, "*batch wave"], rate_hz: float) -> Float[Tens
 
 def cosines(count: int, samples: int, like: Tensor, rate_hz: float) -> Float[Tensor, "wave time"]:
     """Cosines of the horizon at the samples of a window that begins with it."""
-    return _cosine_rows(count, round(HORIZON_S * rate_hz), samples, like, short=False)
+    return _cosine_rows(count, round(HORIZON_S * rate_hz), samples, like, rate_hz, short=False)
 
 
-def _cosine_rows(count: int, whole: int, samples: int, like: Tensor, short: bool = True) -> Tensor:
-    time = (torch.arange(samples, dtype=like.dtype, device=like.device) + 0.5) / whole
+def _cosine_rows(
+    count: int, whole: int, samples: int, like: Tensor, rate_hz: float, short: bool = True
+) -> Float[Tensor, "wave time"]:
+    """Cosines over `whole` samples; time runs from `_AHEAD_S` before the first, at any rate the same."""
+    time = (torch.arange(samples, dtype=like.dtype, device=like.device) + _AHEAD_S * rate_hz) / whole
     order = torch.arange(min(count, whole) if short else count, dtype=like.dtype, device=like.device)
     rows = (math.pi * order.unsqueeze(-1) * time).cos()
     return rows * (order < whole).unsqueeze(-1)  # beyond the Nyquist frequency nothing can be read

@@ -36,23 +36,25 @@ _FILES = ("config.json", "model.safetensors", "README.md")
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A forecaster that can be taken apart into plain values and tensors, and put together again exactly."""
+    """A model that can be taken apart into plain values and tensors, and put together again exactly."""
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Plain values that JSON can hold, and named tensors."""
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "Saveable":
-        """The forecaster that `export` took apart."""
+        """The model that `export` took apart."""
 
 
-def save_checkpoint(folder: Path, kind: str, forecaster: Forecaster, card: Mapping[str, Any]) -> Path:
-    """Write a forecaster as a checkpoint folder; an older checkpoint there is replaced, other folders are not.
+def save_checkpoint(folder: Path, kind: str, model: Forecaster | Saveable, card: Mapping[str, Any]) -> Path:
+    """Write a forecaster, or a model that makes some, as a checkpoint folder.
+
+    An older checkpoint there is replaced, other folders are not.
 
     Args:
         folder: Where; its parents are created.
         kind: Name under which `load_checkpoint` finds the class, such as "arx".
-        forecaster: Must be `Saveable`.
+        model: Must be `Saveable`.
         card: For the reader: "title", "training_data", "metrics" (name -> number), "limits", and "simulated",
             true where any training data came from a simulator.
 
@@ -60,13 +62,13 @@ def save_checkpoint(folder: Path, kind: str, forecaster: Forecaster, card: Mappi
         The folder.
 
     Raises:
-        CheckpointError: If the forecaster cannot be saved, or the folder holds something else.
+        CheckpointError: If the model cannot be saved, or the folder holds something else.
     """
-    if not isinstance(forecaster, Saveable):
-        raise CheckpointError(f"{type(forecaster).__name__} has no export and restore, so it cannot be saved.")
+    if not isinstance(model, Saveable):
+        raise CheckpointError(f"{type(model).__name__} has no export and restore, so it cannot be saved.")
     if folder.exists() and not (folder / "config.json").exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is no checkpoint; choose an empty or new folder.")
-    said, (config, tensors) = _card(kind, card), forecaster.export()
+    said, (config, tensors) = _card(kind, card), model.export()
     weights = save_tensors({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
     header = {
         "format": FORMAT, "kind": kind, "stimopt": __version__, "sha256": hashlib.sha256(weights).hexdigest(),
@@ -78,8 +80,8 @@ def save_checkpoint(folder: Path, kind: str, forecaster: Forecaster, card: Mappi
     return folder
 
 
-def load_checkpoint(folder: Path, kinds: Mapping[str, type[Any]]) -> Forecaster:
-    """The forecaster kept in a checkpoint folder.
+def load_checkpoint(folder: Path, kinds: Mapping[str, type[Any]]) -> Forecaster | Saveable:
+    """The forecaster or model kept in a checkpoint folder.
 
     Args:
         folder: Written by `save_checkpoint`.
@@ -103,7 +105,7 @@ def load_checkpoint(folder: Path, kinds: Mapping[str, type[Any]]) -> Forecaster:
     tensors = _read_tensors(path, weights)
     _require_same_tensors(path, header["tensors"], tensors)
     try:
-        return cast(Forecaster, kinds[header["kind"]].restore(header["config"], tensors))
+        return cast(Forecaster | Saveable, kinds[header["kind"]].restore(header["config"], tensors))
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} has a config that this version cannot restore ({error!r}).") from error
 

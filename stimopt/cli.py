@@ -12,6 +12,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from .cli_models import add_commands
 from .errors import StimoptError
 
 app = typer.Typer(
@@ -287,3 +288,6 @@ def _counted(word: str) -> Callable[[int], None]:
 
 def _of_all(done: int, total: int) -> None:
     print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+
+add_commands(app, _show, _of_all)

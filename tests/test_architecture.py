@@ -22,7 +22,10 @@ FLOORS = {
     "rollout": 7, "session": 7, "logged": 7, "offline": 7, "landscape": 7, "testing": 7,
     "environment": 8, "environments": 8, "environment_sb3": 8,
     "listing": 8, "replaying": 8, "plugins": 8, "config": 8, "assembly": 8, "datasets": 8, "bids": 8, "runs": 8,
-    "study": 8, "best_constant": 8, "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
+    "study": 8, "best_constant": 8, "virtual_corpus": 8,
+    "protocol_splits": 5, "protocol_trials": 6, "protocol_readings": 6, "gradient_fidelity": 7, "protocol_table": 6,
+    "protocol_bars": 7, "contenders": 8, "protocol": 8, "recorded_protocol": 8, "pretraining": 8, "cli_models": 9,
+    "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
 }  # fmt: skip
 BOTORCH_ALLOWED = {"models/score.py", "policies/improvement.py"}
 

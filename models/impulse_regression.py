@@ -1,0 +1,233 @@
+"""Finite impulse responses to rectified current, spread by distance: linear in the stimulus, blind to the context.
+
+    y_c(t) = rest_c + sum over input i, lag l of  K_ci(l) u_i(t - l)
+
+with u the rectified current of each contact, cathodic and anodic apart. The kernels K are
+built up in three ridge regressions, each on what the one before left over: kernels of
+distance that all channels share, kernels of distance of each channel's own, and kernels
+of each channel for each contact. Ridges, and which of the three to have, are what
+forecast held-out trials best. All of it is computed from products summed over trials.
+
+Reference: ridge regression on a basis of delays, Hastie, Tibshirani and Friedman, The Elements of Statistical Learning
+(2nd ed., 2009), section 3.4.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.stimulus import Stimulus
+from stimopt.tensors import generator
+
+from .felt import at_rest_uv, spread_kernels, unit_uv
+from .impulse import convolve, delay_basis, filtered
+from .residuals import noisy_forecast, residual_noise
+from .window import Window, contiguous, in_double, window_from_dict, window_of
+
+_RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal; spans from free to nearly zero kernels
+_BASIS = 16
+_FOLDS = 4
+_CHUNK = 16  # trials whose regressors are held at once
+
+
+@dataclass(frozen=True)
+class ImpulseForecaster(Forecaster):
+    """Kernels on rectified current. Linear, so differentiable in the stimulus.
+
+    Attributes:
+        window: What it was fitted on.
+        rest_uv: Mean of each channel.
+        kernel: uV per mA of rectified current (mean over one sample), cathodic of all contacts, then anodic.
+        scale_uv: Independent noise.
+        factors_uv: Shared noise.
+    """
+
+    window: Window
+    rest_uv: Float[Tensor, " channel"]
+    kernel: Float[Tensor, "channel input lag"]
+    scale_uv: Float[Tensor, "channel time"]
+    factors_uv: Float[Tensor, "factor channel time"]
+
+    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
+        """See Forecaster."""
+        self.window.context_signal(context, stimulus)  # refuses what does not fit
+        mean = _answer(self.window, self.rest_uv, self.kernel, stimulus)
+        return noisy_forecast(self.window, mean, self.scale_uv, self.factors_uv)
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See Saveable."""
+        names = ("rest_uv", "kernel", "scale_uv", "factors_uv")
+        return {"window": self.window.to_dict()}, {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ImpulseForecaster":
+        """See Saveable."""
+        return cls(window=window_from_dict(config["window"]), **tensors)
+
+
+def fit_impulse_regression(trials: Trials, *, seed: int = 0, factors: int = 12) -> ImpulseForecaster:
+    """Finite impulse responses to rectified current, spread by distance, without the context.
+
+    Args:
+        trials: Recorded trials with signals.
+        seed: Of the folds on which ridges are chosen and the noise is measured.
+        factors: How many shared noise factors at most.
+
+    Raises:
+        DataError: If there are fewer than four trials, or no signals.
+    """
+    window, trials = window_of(trials), in_double(trials)
+    order = torch.randperm(len(trials), generator=generator(seed, "folds"))
+    parts = [part.sort().values for part in order.chunk(_FOLDS)]
+    rest, unit = at_rest_uv(trials), unit_uv(trials)
+    basis = delay_basis(_BASIS, window.lead + window.samples, unit)
+    products = [_products(window, trials[part], rest, unit, basis) for part in parts]
+    ridges = _chosen(window, products)
+    residual = torch.empty_like(trials.response.signal_uv)
+    for i, part in enumerate(parts):
+        kernel = _kernel(window, _sum(products, i), ridges, unit, basis)
+        residual[part] = trials.response.signal_uv[part] - _answer(window, rest, kernel, trials.stimulus[part])
+    kernel = _kernel(window, _sum(products, None), ridges, unit, basis)
+    return contiguous(ImpulseForecaster(window, rest, kernel, *residual_noise(residual, window.rate_hz, factors)))
+
+
+_Ridges = tuple[float | None, ...]  # of the three regressions; None leaves one out
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Products of regressors (contact current x delay) with themselves and with the responses, summed over trials."""
+
+    gram: Float[Tensor, "regressor regressor"]
+    target: Float[Tensor, "channel regressor"]
+
+    def __add__(self, other: "_Products") -> "_Products":
+        return _Products(self.gram + other.gram, self.target + other.target)
+
+    def less(self, weight: Float[Tensor, "channel regressor"]) -> "_Products":
+        """The same with what `weight` explains taken out of the responses."""
+        return _Products(self.gram, self.target - weight @ self.gram)
+
+    def gain(self, weight: Float[Tensor, "channel regressor"]) -> float:
+        """How much squared error `weight` saves."""
+        return float((weight * (2 * self.target - weight @ self.gram)).sum())
+
+
+def _products(window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor) -> _Products:
+    off = (trials.response.signal_uv - rest.unsqueeze(-1)) / unit.unsqueeze(-1)
+    size = 2 * len(window.montage.contacts) * len(basis)
+    total = _Products(off.new_zeros(size, size), off.new_zeros(off.shape[1], size))
+    for start in range(0, len(trials), _CHUNK):
+        some = slice(start, start + _CHUNK)
+        regressors = filtered(basis, window.drive_ma(trials.stimulus[some]))[..., window.lead :]
+        flat = regressors.flatten(1, 2).movedim(1, 0).flatten(1)  # [regressor, trial * time]
+        total = total + _Products(flat @ flat.mT, off[some].movedim(1, 0).flatten(1) @ flat.mT)
+    return total
+
+
+def _sum(products: list[_Products], held: int | None) -> _Products:
+    first, *others = [part for i, part in enumerate(products) if i != held]
+    for other in others:
+        first = first + other
+    return first
+
+
+def _chosen(window: Window, products: list[_Products]) -> _Ridges:
+    """The ridge of each regression in turn that saves most error on held-out parts."""
+    train = [_sum(products, i) for i in range(len(products))]
+    test, ridges = list(products), []
+    for stage in _STAGES:
+        best, most, ridge = None, 0.0, None
+        solved = [stage(window, fold) for fold in train]
+        for tried in _RIDGES:
+            weights = [solve(tried) for solve in solved]
+            gain = sum(part.gain(weight) for part, weight in zip(test, weights, strict=True))
+            if gain > most:
+                best, most, ridge = weights, gain, tried
+        if best is not None:
+            train = [fold.less(weight) for fold, weight in zip(train, best, strict=True)]
+            test = [part.less(weight) for part, weight in zip(test, best, strict=True)]
+        ridges.append(ridge)
+    return tuple(ridges)
+
+
+def _kernel(
+    window: Window, products: _Products, ridges: _Ridges, unit: Tensor, basis: Tensor
+) -> Float[Tensor, "channel input lag"]:
+    total = torch.zeros_like(products.target)
+    for stage, ridge in zip(_STAGES, ridges, strict=True):
+        if ridge is not None:
+            total = total + stage(window, products.less(total))(ridge)
+    kernel: Tensor = unit.reshape(-1, 1, 1) * (total.unflatten(-1, (-1, len(basis))) @ basis)
+    return kernel
+
+
+_Solve = Callable[[float], Float[Tensor, "channel regressor"]]  # of a ridge
+
+
+def _shared(window: Window, products: _Products) -> _Solve:
+    """Kernels of distance that all channels share, each in its own unit."""
+    spread, grams, targets = _by_distance(window, products)
+    gram, target = grams.sum(0), targets.sum(0)
+    return lambda ridge: _spread_out(spread, _ridge(gram, target.unsqueeze(0), ridge).expand(len(targets), -1))
+
+
+def _own(window: Window, products: _Products) -> _Solve:
+    """Kernels of distance of each channel's own."""
+    spread, grams, targets = _by_distance(window, products)
+    return lambda ridge: _spread_out(spread, _ridge(grams, targets.unsqueeze(-2), ridge).squeeze(-2))
+
+
+def _contact(window: Window, products: _Products) -> _Solve:
+    """Kernels of each channel for each contact in use."""
+    size = products.gram.diagonal()
+    used = (size > 1e-9 * size.max().clamp_min(1e-30)).nonzero().squeeze(-1)
+    gram, target = products.gram[used][:, used], products.target[:, used]
+    return lambda ridge: torch.zeros_like(products.target).index_copy(1, used, _ridge(gram, target, ridge))
+
+
+_STAGES = (_shared, _own, _contact)
+
+
+def _by_distance(
+    window: Window, products: _Products
+) -> tuple[
+    Float[Tensor, "spread channel contact"], Float[Tensor, "channel regressor regressor"],
+    Float[Tensor, "channel regressor"],
+]:  # fmt: skip
+    """Products of the current that each channel feels, at each scale of distance."""
+    spread = spread_kernels(window.montage, products.gram)
+    sizes = (2, spread.shape[-1], len(products.gram) // (2 * spread.shape[-1]))
+    gram = products.gram.reshape(*sizes, *sizes)  # [polarity, contact, delay, polarity, contact, delay]
+    grams = [
+        torch.einsum("sk,pkbqlm,rl->psbqrm", near, gram, near).flatten(0, 2).flatten(1) for near in spread.movedim(1, 0)
+    ]
+    target = torch.einsum("sck,cpkb->cpsb", spread, products.target.unflatten(-1, sizes)).flatten(1)
+    return spread, torch.stack(grams), target
+
+
+def _spread_out(spread: Tensor, weight: Float[Tensor, "channel feature"]) -> Float[Tensor, "channel regressor"]:
+    """Kernels of distance as kernels of contacts."""
+    felt = weight.unflatten(-1, (2, len(spread), -1))  # [channel, polarity, spread, delay]
+    return torch.einsum("sck,cpsb->cpkb", spread, felt).flatten(1)
+
+
+def _ridge(gram: Float[Tensor, "*channel r r"], target: Float[Tensor, "*channel row r"], ridge: float) -> Tensor:
+    """`target` over `gram`, with a ridge relative to the mean of the diagonal that is not zero."""
+    size = gram.diagonal(dim1=-2, dim2=-1)
+    used = size > 1e-9 * size.amax(-1, keepdim=True)
+    mean = (size * used).sum(-1) / used.sum(-1).clamp_min(1)
+    strength = (ridge * mean).unsqueeze(-1) + 1e-12
+    weight: Tensor = torch.linalg.solve(gram + torch.diag_embed(strength.expand_as(size)), target.mT).mT
+    return weight
+
+
+def _answer(window: Window, rest: Tensor, kernel: Tensor, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
+    return (
+        rest.to(stimulus.amplitude_ma).unsqueeze(-1) + convolve(kernel, window.drive_ma(stimulus))[..., window.lead :]
+    )

@@ -1,0 +1,265 @@
+"""How the foundation model is bent to a patient: by its context, in closed form, by gradient steps, or not at all."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from linear_truth import RATE_HZ, linear_truth, silent_rows
+
+from stimopt.checkpoint import load_checkpoint, save_checkpoint
+from stimopt.errors import ConfigError, DataError
+from stimopt.forecaster import Context, Trials
+from stimopt.models import ieeg_adapt
+from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
+from stimopt.models.ieeg_foundation import KIND, FoundationModel
+from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
+from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
+from stimopt.models.landmarks import best_ridge, landmarks_of, left_out
+from stimopt.models.low_rank import changed, full_changes, low_rank_changes
+from stimopt.response import Response
+from stimopt.skill import held_out_skill
+from stimopt.tensors import generator, map_tensors
+from stimopt.testing import check_forecaster
+
+SIZE = TransformerSize(
+    width=32, layers=1, ongoing_width=16, ongoing_layers=1, heads=2, hubs=2, rhythms=2, factors=2
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    """First weights, never trained: whatever is learnt here is learnt from the patient."""
+    network = IeegTransformer(SIZE, generator(3, "weights"))
+    return FoundationModel(SIZE, {name: value.detach() for name, value in network.state_dict().items()})
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return linear_truth(6)
+
+
+@pytest.fixture(scope="module")
+def trials(truth):
+    return _mixed(truth.trials(silent_rows(truth.random_stimuli(40, 1), 8), 1))
+
+
+@pytest.fixture(scope="module")
+def held_out(truth):
+    return truth.trials(truth.random_stimuli(12, 2), 2)
+
+
+@pytest.fixture(scope="module")
+def whole(model, trials):
+    return model.for_patient(trials.response.montage, trials.context, trials, samples=125)
+
+
+@pytest.fixture(scope="module")
+def few(model, trials):
+    return model.for_patient(trials.response.montage, trials.context, trials[:8], samples=125)
+
+
+@pytest.fixture(scope="module")
+def residual(whole):
+    return fit_ieeg_residual(whole)
+
+
+def _mixed(trials: Trials) -> Trials:
+    return trials[torch.randperm(len(trials), generator=generator(0, "order"))]
+
+
+def test_residual_keeps_the_contract(residual, held_out):
+    check_forecaster(residual, held_out.context[:4], held_out.stimulus[:4], differentiable=True)
+
+
+def test_residual_mends_a_network_that_knows_nothing(whole, residual, held_out):
+    """40 trials in closed form, on the tokens of a network that was never trained."""
+    before, after = (held_out_skill(f, held_out) for f in (at_level(whole, "context"), residual))
+    assert after["r2"] > before["r2"] + 0.2
+    assert after["crps_uv"] < 0.9 * before["crps_uv"]
+    assert 0.8 < after["coverage_90"] < 0.97
+    assert after["r2_shuffled"] < after["r2"] - 0.1
+
+
+def test_residual_of_a_trial_is_taken_with_the_trial_out_of_context(model, trials):
+    """Responses that no other trial foretells leave nothing to correct; a trial in its own context would."""
+    noise = 50 * torch.randn(trials.response.signal_uv.shape, generator=generator(0, "noise"), dtype=torch.float64)
+    strange = replace(trials, response=replace(trials.response, signal_uv=noise))
+    whole = model.for_patient(trials.response.montage, trials.context, strange, samples=125)
+    residual = fit_ieeg_residual(whole)
+    plain = at_level(whole, "context").forecast(trials.context, trials.stimulus)
+    moved = residual.forecast(trials.context, trials.stimulus).mean - plain.mean
+    assert moved.square().mean().sqrt() < 0.15 * 50
+    total = residual.forecast(trials.context, trials.stimulus).total_scale_uv
+    assert 0.7 < total.square().mean().sqrt() / 50 < 1.3
+
+
+def test_residual_doubts_most_where_nothing_was_tried(model, truth, trials):
+    montage = trials.response.montage
+    some = trials[(trials.stimulus.amplitude_ma[:, 3:].abs().sum(-1) == 0).nonzero().squeeze(-1)]
+    residual = fit_ieeg_residual(model.for_patient(montage, trials.context, some, samples=125))
+    active = truth.random_stimuli(40, 5)
+    tried = active.amplitude_ma[:, 3:].abs().sum(-1) == 0
+    forecast = residual.forecast(trials.context[0], active)
+    doubt = forecast.factors_uv[:, : -SIZE.factors].square().sum((1, 2, 3))
+    assert doubt[~tried].mean() > doubt[tried].mean()
+
+
+def test_gradient_of_the_residual_agrees_with_finite_differences(residual, held_out):
+    stimulus, context = held_out.stimulus[:1], held_out.context[:1]
+
+    def read(gain):  # a contact at rest has no slope of its own: cathodes and anodes count apart
+        forecast = residual.forecast(context, replace(stimulus, amplitude_ma=gain * stimulus.amplitude_ma))
+        return torch.stack([forecast.mean.square().sum(), forecast.total_scale_uv.sum()])
+
+    gain = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(read, gain, rtol=1e-4, atol=1e-3)
+
+
+def test_residual_survives_a_checkpoint(residual, held_out, tmp_path):
+    card = {"title": "t", "training_data": "d", "metrics": {}, "limits": "l", "simulated": True}
+    save_checkpoint(tmp_path / "m", "ieeg-residual", residual, card)
+    again = load_checkpoint(tmp_path / "m", {"ieeg-residual": ResidualForecaster})
+    one, other = (f.forecast(held_out.context, held_out.stimulus) for f in (residual, again))
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.total_scale_uv, other.total_scale_uv)
+
+
+def test_residual_refuses_three_trials(model, trials):
+    three = model.for_patient(trials.response.montage, trials.context, trials[:3], samples=125)
+    with pytest.raises(DataError, match="at least 4 trials"):
+        fit_ieeg_residual(three)
+
+
+def test_windows_that_begin_late_are_corrected_too(model, trials, held_out):
+    def late(these):
+        cut = Response(these.response.montage, these.response.signal_uv[..., 25:], RATE_HZ, start_s=0.1)
+        return Trials(these.context, these.stimulus, cut)
+
+    whole = model.for_patient(
+        trials.response.montage, trials.context, late(trials), samples=100, start_s=0.1
+    )  # fmt: skip
+    before, after = (held_out_skill(f, late(held_out)) for f in (at_level(whole, "context"), fit_ieeg_residual(whole)))
+    assert after["r2"] > before["r2"]
+    assert after["crps_uv"] < before["crps_uv"]
+
+
+def test_left_out_blocks_are_those_of_a_fit_without_them():
+    source = generator(0, "rows")
+    feature = torch.randn(8, 3, 5, generator=source, dtype=torch.float64)
+    size = torch.randn(8, 3, 2, generator=source, dtype=torch.float64)
+    marks = landmarks_of(feature, torch.ones(8, 3, dtype=torch.float64), 0)
+    known = marks.known(feature)
+    left = left_out(known, marks.moment, size, 0.7)
+    some, wanted = known[1:].flatten(0, 1), size[1:].flatten(0, 1)
+    weight = torch.linalg.solve(some.mT @ some + 0.7 * torch.eye(some.shape[-1]), some.mT @ wanted)
+    assert torch.allclose(left[0], size[0] - known[0] @ weight, atol=1e-9)
+
+
+def test_landmarks_at_all_rows_are_the_exact_process():
+    source = generator(0, "rows")
+    feature = torch.randn(10, 2, 3, generator=source, dtype=torch.float64)
+    marks = landmarks_of(feature, torch.ones(10, 2, dtype=torch.float64), 0)
+    flat = marks.known(feature).flatten(0, 1)
+    scaled = ((feature - feature.mean((0, 1))) / feature.std((0, 1))).flatten(0, 1)
+    exact = (-torch.cdist(scaled, scaled).square() / (2 * 3)).exp()  # one width for three features of variance 1
+    assert torch.allclose(flat @ flat.mT, exact, atol=3e-4)  # the nugget is 1e-4
+    far = marks.known(torch.full((1, 3), 1e3, dtype=torch.float64))
+    assert far.abs().max() < 1e-12
+
+
+def test_noise_alone_asks_for_the_strongest_ridge_or_nearly():
+    source = generator(1, "rows")
+    feature = torch.randn(40, 4, 6, generator=source, dtype=torch.float64)
+    size = torch.randn(40, 4, 20, generator=source, dtype=torch.float64)
+    marks = landmarks_of(feature, torch.ones(40, 4, dtype=torch.float64), 0)
+    ridge, left = best_ridge(marks.known(feature), marks.moment, size)
+    assert ridge >= 10
+    assert left.square().mean() > 0.9 * size.square().mean()
+
+
+def test_changes_begin_at_zero_and_have_the_rank_that_was_asked(model):
+    changes = low_rank_changes(model.weights, 2, generator(0, "changes"))
+    begun = changed(model.weights, changes)
+    assert all(torch.equal(begun[name], value) for name, value in model.weights.items())
+    grown = {name: torch.randn(v.shape, generator=generator(1, name)) for name, v in changes.items()}
+    name = "through_trials.0.query.weight"
+    apart = changed(model.weights, grown)[name] - model.weights[name]
+    assert torch.linalg.matrix_rank(apart, rtol=1e-4) == 2
+    assert set(full_changes(model.weights)) == {f"{name}:plain" for name in model.weights}
+    numbers = sum(value.numel() for value in changes.values())
+    assert numbers < 0.2 * sum(value.numel() for value in model.weights.values())
+
+
+def test_changes_of_what_is_not_there_are_refused(model):
+    with pytest.raises(ConfigError, match="0 matrices"):
+        low_rank_changes(model.weights, 2, generator(0, "changes"), layers=("decoder",))
+
+
+@pytest.mark.parametrize("level", ["low-rank", "full"])
+def test_gradient_steps_give_a_plain_network_again(few, held_out, level):
+    tuned = at_level(few, level, steps=2)
+    shipped, own = few.model.weights, tuned.model.weights
+    assert shipped.keys() == own.keys()
+    assert all(torch.isfinite(value).all() and not value.requires_grad for value in own.values())
+    assert torch.equal(shipped["patch.up.weight"], own["patch.up.weight"]) == (level == "low-rank")
+    assert not torch.equal(shipped["head.weight"], own["head.weight"])
+    tuned.forecast(held_out.context[:2], held_out.stimulus[:2])
+    again = at_level(few, level, steps=2) if level == "low-rank" else tuned
+    assert torch.equal(own["head.weight"], again.model.weights["head.weight"])
+
+
+def test_gradient_steps_that_do_not_help_are_not_taken(model, few, monkeypatch):
+    monkeypatch.setitem(ieeg_adapt._RATES, "full", 30.0)  # steps so large that they can only hurt
+    tuned = at_level(few, "full", steps=3)
+    assert all(torch.equal(tuned.model.weights[name], value) for name, value in model.weights.items())
+
+
+def test_adapt_takes_the_residual_where_it_helps_and_shows_the_frozen_model(model, trials):
+    chosen = adapt(model, trials.response.montage, trials.context, trials, folds=2)
+    assert chosen.level == "residual"
+    assert isinstance(chosen.forecaster, ResidualForecaster)
+    assert tuple(chosen.scores) == CLOSED_FORM
+    assert chosen.scores["residual"].crps < chosen.scores["context"].crps
+    assert "* residual" in str(chosen)
+    assert "context" in str(chosen)
+
+
+def test_the_cheaper_level_is_kept_unless_the_dearer_is_better_by_more_than_its_error():
+    source = generator(0, "scores")
+    rest = 1 + torch.rand(20, generator=source, dtype=torch.float64)
+    little = rest - 0.01 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
+    much = rest - 0.3 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
+    assert ieeg_adapt._chosen({"rest": rest, "context": little})[0] == "rest"
+    level, scores = ieeg_adapt._chosen({"rest": rest, "context": little, "residual": much})
+    assert level == "residual"
+    assert scores["rest"].behind == pytest.approx(0.3, abs=0.15)
+    assert scores["residual"].behind == 0
+
+
+def test_adapt_with_few_trials_reads_them_and_compares_nothing(model, trials):
+    chosen = adapt(model, trials.response.montage, trials.context, trials[:3])
+    assert chosen.level == "context"
+    assert not chosen.scores
+    assert "too few" in str(chosen)
+
+
+def test_unknown_levels_are_refused(model, trials, whole):
+    with pytest.raises(ConfigError, match="levels"):
+        adapt(model, trials.response.montage, trials.context, trials, levels=("lora",))
+    with pytest.raises(ConfigError, match="level 'lora'"):
+        at_level(whole, "lora")
+    with pytest.raises(ConfigError, match="adapt is 'lora'"):
+        fit_ieeg_adapted(trials, adapt="lora")
+
+
+@pytest.mark.parametrize("level", [pytest.param("auto", marks=pytest.mark.slow), *LEVELS[:3]])
+def test_fit_by_name_gives_a_forecaster_at_that_level(model, trials, tmp_path, level):
+    card = {"title": "t", "training_data": "d", "metrics": {}, "limits": "l", "simulated": True}
+    folder = save_checkpoint(tmp_path / "m", KIND, model, card)
+    forecaster = fit_ieeg_adapted(trials[:8], checkpoint=str(folder), adapt=level)
+    assert forecaster.forecast(trials.context[:2], trials.stimulus[:2]).mean.shape == (2, 6, 125)
+    if level == "rest":
+        assert len(forecaster.past.numbers) == 0
+    single = map_tensors(trials.stimulus[:2], lambda x: x.float() if x.is_floating_point() else x)
+    quiet = Context(trials.context.montage, trials.context.signal_uv[:2].float(), RATE_HZ)
+    assert forecaster.forecast(quiet, single).mean.dtype == torch.float32
