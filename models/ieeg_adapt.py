@@ -8,13 +8,14 @@ Levels, cheapest first; each is the one before it and more, but for "low-rank" a
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
 
-Trials are cut into parts; every level forecasts each part from the others. The cheapest level
-is chosen among those that the best one beats by no more than the standard error of their
+Trials are cut into parts; every level forecasts each part from the others. The frozen model with
+its context stays unless the best level beats it by more than the standard error of their
 difference. Gradient steps on 20 trials can hurt, so they are taken only when asked for, start
 from the shipped weights, and stop where trials held out of them are forecast best; that may
 be before the first step.
 
-Reference: Breiman et al., Classification and Regression Trees (1984), section 3.4.3, the rule of one standard error.
+Reference: Breiman et al., Classification and Regression Trees (1984), section 3.4.3, for the rule of one standard
+error; there the cheapest model stays, here the frozen one, since what is left out of it costs nothing either.
 """
 
 import math
@@ -209,14 +210,15 @@ def _scores(forecaster: Forecaster, plain: FoundationForecaster, trials: Trials)
 
 
 def _chosen(each: Mapping[str, Tensor]) -> tuple[str, dict[str, LevelScore]]:
-    """The cheapest level that is not behind the best by more than the standard error of that."""
+    """The frozen context, unless the best level is ahead of it by more than the standard error of that."""
     best = min(each.values(), key=lambda score: float(score.nanmean()))
     scores = {}
     for name, score in each.items():
         apart = (score - best)[(score - best).isfinite()]
         error = float(apart.std()) / math.sqrt(max(1, len(apart)))
         scores[name] = LevelScore(float(score.nanmean()), float(apart.mean()), error)
-    return next(name for name, score in scores.items() if score.behind <= score.error), scores
+    plain = scores["context"]
+    return "context" if plain.behind <= plain.error else min(scores, key=lambda name: scores[name].crps), scores
 
 
 def _tuned(whole: FoundationForecaster, level: str, seed: int, steps: int, rank: int) -> FoundationForecaster:

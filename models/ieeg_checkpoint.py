@@ -22,8 +22,8 @@ from .ieeg_pretrain import Machine, Recipe, checked, pretrain, read_run, recipe_
 
 _LIMITS = (
     "Forecasts windows of up to 0.5 s from the onset, for montages with known places. Rates and lengths of context "
-    "other than those of its corpora are read, but it was not trained on them. Simulated patients are no people: metrics "
-    "on them do not say how well it forecasts recordings; judge it on a patient's own held-out trials first."
+    "other than those of its corpora are read, but it was not trained on them. Simulated patients are no people: "
+    "metrics on them do not say how well it forecasts recordings; judge it on a patient's own held-out trials first."
 )
 
 

@@ -290,15 +290,18 @@ class IeegTransformer(nn.Module):
         hubs = hubs + mixer(hubs, torch.cat([stimulus, token], 2), _only(_with(there, 1), token))
         heard = torch.cat([stimulus, hubs], 2)
         if between is None:
-            return token + mixer(token, heard, None)
+            beside: Tensor = mixer(token, heard, None)
+            return token + beside
         mask = torch.cat([between.new_zeros(*between.shape[:-1], heard.shape[2]), between], -1).unsqueeze(1)
-        return token + mixer(token, torch.cat([heard, token], 2), mask)
+        among: Tensor = mixer(token, torch.cat([heard, token], 2), mask)
+        return token + among
 
     def _across_trials(self, mixer: "_Mixer", token: Tensor, trials: int, alike: Tensor) -> Tensor:
         by_channel = token.transpose(1, 2)  # [patient, channel, trial, width]
         nothing = self.nothing.expand(*by_channel.shape[:2], 1, -1)
         known = torch.cat([nothing, by_channel[:, :, :trials]], 2)
-        return token + mixer(by_channel, known, alike).transpose(1, 2)
+        heard: Tensor = mixer(by_channel, known, alike)
+        return token + heard.transpose(1, 2)
 
     def _answer(
         self, asked: Tensor, known: Tensor, past: "_Trials", ask: "_Trials", nearness: Tensor, level: Tensor,
@@ -404,7 +407,8 @@ def _kernel_answer(
     late = _lagged(_bumps(drive.shape[-1], rate_hz, drive))  # [time, delay, time]
     entered = (drive.asinh() @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [.., 2, contact, delay, time]
     weight = torch.einsum("bncpsd,bsck->bncpkd", kernel, nearness)
-    return weight.flatten(3) @ entered.flatten(2, 4)
+    answer: Tensor = weight.flatten(3) @ entered.flatten(2, 4)
+    return answer
 
 
 def _lagged(bumps: Float[Tensor, "delay time"]) -> Float[Tensor, "time delay time"]:
@@ -564,7 +568,8 @@ class _Mixer(_Attention):
 
 
 def _heads(tokens: Tensor, heads: int) -> Tensor:
-    return tokens.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    apart: Tensor = tokens.unflatten(-1, (heads, -1))
+    return apart.transpose(-3, -2)
 
 
 def _normed(tokens: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ from .safety_profiles import PROFILES
 from .units import quantity
 
 Quantity = float | str
-File = TypeVar("File", bound="_Strict")
+File = TypeVar("File", bound="Strict")
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a file: unknown keys are refused, and nothing changes it afterwards."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
@@ -38,7 +40,7 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
-class ParameterSpec(_Strict):
+class ParameterSpec(Strict):
     """One knob: `{kind: log, low: 5 Hz, high: 130 Hz}` or `{choices: [A1-A2, A2-A3]}`."""
 
     kind: Literal["continuous", "log", "integer", "ordinal", "categorical", "site"] = "continuous"
@@ -47,7 +49,7 @@ class ParameterSpec(_Strict):
     choices: list[Quantity] | Literal["neighbours"] | None = None
 
 
-class ContactSpec(_Strict):
+class ContactSpec(Strict):
     """One contact of a live montage."""
 
     name: str
@@ -57,7 +59,7 @@ class ContactSpec(_Strict):
     shaft: str = ""
 
 
-class MontageSpec(_Strict):
+class MontageSpec(Strict):
     """The contacts of a person at a device."""
 
     contacts: list[ContactSpec] = Field(min_length=1)
@@ -65,7 +67,7 @@ class MontageSpec(_Strict):
     read: Literal["monopolar", "bipolar"] = "bipolar"
 
 
-class EnvelopeSpec(_Strict):
+class EnvelopeSpec(Strict):
     """A safety profile, tightened."""
 
     profile: str
@@ -91,7 +93,7 @@ class ModelSpec(Named):
         return dict(self.model_extra or {})
 
 
-class StopSpec(_Strict):
+class StopSpec(Strict):
     """The after-discharge rule that ends and locks a session; see `stimopt.stop_rule`."""
 
     line_length_ratio: float = Field(default=4.0, gt=1)
@@ -100,7 +102,7 @@ class StopSpec(_Strict):
     skip_s: float = Field(default=0.1, ge=0)
 
 
-class _Search(_Strict):
+class _Search(Strict):
     """What an experiment and a study have in common."""
 
     name: str = Field(min_length=1)
@@ -166,7 +168,7 @@ def read_experiment(path: Path) -> Experiment:
     Raises:
         ConfigError: With the file, the line and the key of the first mistake.
     """
-    return parse_experiment(_text_of(path), str(path))
+    return parse_experiment(text_of(path), str(path))
 
 
 def parse_experiment(text: str, source: str) -> Experiment:
@@ -175,7 +177,7 @@ def parse_experiment(text: str, source: str) -> Experiment:
     Raises:
         ConfigError: With the source, the line and the key of the first mistake.
     """
-    experiment = _parse(text, source, Experiment)
+    experiment = parsed(text, source, Experiment)
     _check_names(text, source, experiment, {"policy": experiment.policy})
     return experiment
 
@@ -186,13 +188,18 @@ def read_study(path: Path) -> Study:
     Raises:
         ConfigError: With the file, the line and the key of the first mistake.
     """
-    text = _text_of(path)
-    study = _parse(text, str(path), Study)
+    text = text_of(path)
+    study = parsed(text, str(path), Study)
     _check_names(text, str(path), study, {f"policies.{i}": policy for i, policy in enumerate(study.policies)})
     return study
 
 
-def _text_of(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        ConfigError: If there is none, or it is not text.
+    """
     if not path.is_file():
         raise ConfigError(f"{path} is not a file; give the path of a YAML file.")
     try:
@@ -201,7 +208,12 @@ def _text_of(path: Path) -> str:
         raise ConfigError(f"{path} is not text; give a YAML file.") from error
 
 
-def _parse(text: str, path: str, kind: type[File]) -> File:
+def parsed(text: str, path: str, kind: type[File]) -> File:
+    """A file's text as what it describes.
+
+    Raises:
+        ConfigError: With the file, the line and the key of the first mistake.
+    """
     try:
         content = yaml.safe_load(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)

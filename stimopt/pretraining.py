@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from . import plugins
-from .config import _parse, _Strict, _text_of
+from .config import Strict, parsed, text_of
 from .errors import DataError, RunError
 from .fitting import read_trials, without_artefact
 from .forecaster import Trials
@@ -32,7 +32,7 @@ _FILE, _GATHERED = "pretrain.yaml", "gathered"
 _FIRST = {"corpus": FIRST["training"], "validation": FIRST["validation"]}
 
 
-class PatientsSpec(_Strict):
+class PatientsSpec(Strict):
     """Virtual patients: how many, of which families (shares, or names with equal shares), with how many trials."""
 
     patients: int = Field(ge=1)
@@ -40,14 +40,14 @@ class PatientsSpec(_Strict):
     trials: int = Field(default=48, ge=4)
 
 
-class RecordingSpec(_Strict):
+class RecordingSpec(Strict):
     """A recording with stimulation (.nc, .zarr or a BIDS-iEEG folder) and the artefact to bridge after each onset."""
 
     path: str
     skip_s: float = Field(default=0.0, ge=0)
 
 
-class Pretraining(_Strict):
+class Pretraining(Strict):
     """One pretraining: `stimopt pretrain CONFIG.yaml`."""
 
     name: str = Field(min_length=1)
@@ -76,7 +76,7 @@ def read_pretraining(path: Path) -> Pretraining:
     Raises:
         ConfigError: With the file, the line and the key of the first mistake.
     """
-    return _parse(_text_of(path), str(path), Pretraining)
+    return parsed(text_of(path), str(path), Pretraining)
 
 
 def pretrain_from(

@@ -28,7 +28,7 @@ def protocol_bars(table: ProtocolTable, model: str) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     summary = table.summary()
     own = summary[(summary.model == model) & (summary.trials == _MANY)] if not summary.empty else summary
-    gaps = {count: table.differences(model, count) for count in (_MANY, _FEW)}
+    gaps = {count: _of_others(table.differences(model, count), model) for count in (_MANY, _FEW)}
     for family in dict.fromkeys(own.family):
         here = own[own.family == family].set_index("split")
         rows += [{"family": family, **row} for row in (
@@ -36,6 +36,11 @@ def protocol_bars(table: ProtocolTable, model: str) -> pd.DataFrame:
             *_slopes(table, model, family),
         )]  # fmt: skip
     return pd.DataFrame(rows, columns=["family", "bar", "value", "needed", "met"])
+
+
+def _of_others(gap: pd.DataFrame, model: str) -> pd.DataFrame:
+    """Without the same model under other options, which is no baseline of itself."""
+    return gap if gap.empty else gap[gap.against.str.split(" ").str[0] != model.split(" ")[0]]
 
 
 def _row(bar: str, value: float, needed: str, met: bool) -> dict[str, Any]:

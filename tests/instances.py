@@ -19,11 +19,21 @@ from stimopt.landscape import calibrate
 from stimopt.models import (
     ImaginedSystem,
     fit_arx,
+    fit_basis_functions,
+    fit_delay_embedding,
+    fit_distance_decay,
     fit_gaussian_process,
+    fit_ieeg_adapted,
+    fit_ieeg_foundation,
     fit_ieeg_network,
+    fit_impulse_regression,
     fit_mean_evoked,
+    fit_nearest,
     fit_no_effect,
+    fit_other_sites,
     fit_persistence,
+    fit_recurrent,
+    fit_residual_mlp,
     fit_state_space,
 )
 from stimopt.objective import BandPower, Charge, EvokedAmplitude, LineLength, Objective, Outcome, WeightedSum
@@ -208,6 +218,16 @@ FORECASTERS = (
     smooth(fit_state_space, trials, order=4, lags=4, folds=2),
     smooth(fit_gaussian_process, trials, space, components=3),
     smooth(fit_ieeg_network, trials, steps=4, members=2, width=16, layers=1),
+    smooth(fit_ieeg_foundation, trials),
+    smooth(fit_ieeg_adapted, trials, adapt="residual"),
+    plain(fit_nearest, trials),
+    plain(fit_other_sites, trials),
+    smooth(fit_distance_decay, trials),
+    smooth(fit_impulse_regression, trials),
+    smooth(fit_delay_embedding, trials, delays=6),
+    smooth(fit_basis_functions, trials, steps=16),
+    smooth(fit_residual_mlp, trials, steps=16),
+    smooth(fit_recurrent, trials, steps=16),
 )
 
 POLICIES = (

@@ -10,11 +10,15 @@ import torch
 
 from stimopt.assembly import require_buildable, setting_of
 from stimopt.config import Experiment, Study, read_experiment, read_study
+from stimopt.models import load_foundation
+from stimopt.models.ieeg_pretrain import recipe_of
+from stimopt.pretraining import read_pretraining
 
 FOLDER = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("pretrain"))  # no search
 STUDIES = ("study.yaml",)
+PRETRAININGS = sorted(FOLDER.glob("pretrain*.yaml"))
 
 
 def loaded(path):
@@ -108,3 +112,14 @@ def test_the_page_of_examples_names_every_file_and_no_other():
 
 def source():
     return torch.Generator().manual_seed(1)
+
+
+@pytest.mark.parametrize("path", PRETRAININGS, ids=lambda path: path.stem)
+def test_every_pretraining_file_is_read_and_is_a_recipe(path):
+    plan = read_pretraining(path)
+    assert recipe_of({**plan.recipe, "seed": plan.seed}).steps == plan.recipe["steps"]
+
+
+def test_the_shipped_checkpoint_has_the_size_that_its_recipe_says():
+    size = read_pretraining(FOLDER / "pretrain_ieeg_tiny.yaml").recipe["size"]
+    assert vars(load_foundation("ieeg-tiny").size).items() >= size.items()

@@ -224,15 +224,16 @@ def test_adapt_takes_the_residual_where_it_helps_and_shows_the_frozen_model(mode
     assert "context" in str(chosen)
 
 
-def test_the_cheaper_level_is_kept_unless_the_dearer_is_better_by_more_than_its_error():
+def test_the_frozen_context_stays_unless_another_level_is_better_by_more_than_its_error():
     source = generator(0, "scores")
-    rest = 1 + torch.rand(20, generator=source, dtype=torch.float64)
-    little = rest - 0.01 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
-    much = rest - 0.3 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
-    assert ieeg_adapt._chosen({"rest": rest, "context": little})[0] == "rest"
-    level, scores = ieeg_adapt._chosen({"rest": rest, "context": little, "residual": much})
+    context = 1 + torch.rand(20, generator=source, dtype=torch.float64)
+    little = context - 0.01 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
+    much = context - 0.3 + 0.2 * torch.randn(20, generator=source, dtype=torch.float64)
+    assert ieeg_adapt._chosen({"rest": little, "context": context})[0] == "context"
+    assert ieeg_adapt._chosen({"rest": much, "context": context})[0] == "rest"
+    level, scores = ieeg_adapt._chosen({"rest": little, "context": context, "residual": much})
     assert level == "residual"
-    assert scores["rest"].behind == pytest.approx(0.3, abs=0.15)
+    assert scores["context"].behind == pytest.approx(0.3, abs=0.15)
     assert scores["residual"].behind == 0
 
 

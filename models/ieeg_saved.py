@@ -1,0 +1,25 @@
+"""What a checkpoint folder of the foundation model holds: its weights, or a patient's forecaster made of them."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .ieeg_foundation import FoundationForecaster, FoundationModel
+from .ieeg_residual import ResidualForecaster
+
+
+class SavedFoundation:
+    """Restores whichever of them was saved; a patient's own may carry a correction beside the past trials."""
+
+    forecasters: ClassVar[tuple[type, ...]] = (FoundationForecaster, ResidualForecaster)
+
+    @classmethod
+    def restore(
+        cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+    ) -> FoundationModel | FoundationForecaster | ResidualForecaster:
+        """What `export` of one of the three took apart."""
+        if "model" not in config:
+            return FoundationModel.restore(config, tensors)
+        corrected = any(name.startswith("landmarks.") for name in tensors)
+        return (ResidualForecaster if corrected else FoundationForecaster).restore(config, tensors)
