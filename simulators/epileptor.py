@@ -128,7 +128,7 @@ class Epileptor(Dynamics):
     @property
     def largest_dt_s(self) -> float:
         """A twentieth of a unit of time."""
-        unit_s = torch.as_tensor(self.unit_s / self.speed, dtype=torch.float64).detach()
+        unit_s = torch.as_tensor(self.unit_s / self.speed).detach()
         return _LARGEST_UNITS * float(unit_s.min())
 
     def drift(self, state: State, drive: Drive) -> State:
