@@ -23,7 +23,8 @@ from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 
 from .felt import entry_numbers, entry_width
-from .members import Members, SmallNetwork, cosines, fit_members, members_from
+from .ieeg_waves import slowest_cosines
+from .members import Members, SmallNetwork, fit_members, members_from
 from .trained import Inputs, Recipe, Weights, dense, dense_start
 from .window import Window, contiguous, window_from_dict, window_of
 
@@ -117,7 +118,8 @@ class _BasisFunctions(SmallNetwork):
         self, context: Float[Tensor, "row channel past"], drive: Float[Tensor, "row input time"], stimulus: Stimulus
     ) -> dict[str, Tensor]:
         """See SmallNetwork: the runway, its last sample, and numbers of the stimulus with its course."""
-        course = drive.unflatten(1, (2, -1)).sum(2) @ cosines(_COURSE, drive.shape[-1], drive).mT  # of each polarity
+        polarity = drive.unflatten(1, (2, -1)).sum(2)
+        course = polarity @ slowest_cosines(_COURSE, drive.shape[-1], drive).mT
         numbers = torch.cat([entry_numbers(self.window, stimulus), torch.asinh(2 * course).flatten(1)], -1)
         runway = _STATE_GAIN * context[..., -self.runway :].flatten(1)
         return {"runway": runway, "last": context[..., -1], "numbers": _NUMBERS_GAIN * numbers}
@@ -127,7 +129,7 @@ class _BasisFunctions(SmallNetwork):
         numbers, last = inputs["numbers"], inputs["last"].unsqueeze(-1)
         hidden = torch.tanh(dense(weights, "stimulus", numbers))
         hidden = torch.tanh(dense(weights, "hidden", hidden))
-        waves = cosines(self.waves, self.window.samples, numbers)
+        waves = slowest_cosines(self.waves, self.window.samples, numbers)
         basis = dense(weights, "bases", hidden).unflatten(-1, (self.bases, self.waves)) @ waves
         state = dense(weights, "state", inputs["runway"]).unflatten(-1, (self.window.channels, self.bases))
         time_s = (self.window.lead + 1 + torch.arange(self.window.samples).to(numbers)) / self.window.rate_hz

@@ -25,7 +25,7 @@ from stimopt.tensors import generator
 
 from .ieeg_corpus import PatientRecord
 from .ieeg_subject import Shots, Subject, joined_shots, joined_subjects, shots_of, subject_of
-from .ieeg_transformer import PATCH_S
+from .ieeg_waves import patch_samples
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _turned(subject: Subject, draw: Draw, source: torch.Generator) -> tuple[Subj
 
 def _short(shots: Shots, patches: int, rate_hz: float, heard: Tensor) -> Shots:
     """The newest patches of the contexts, and nothing of what is not heard but the windows to forecast."""
-    kept = min(shots.context.shape[-1], patches * max(2, round(PATCH_S * rate_hz)))
+    kept = min(shots.context.shape[-1], patches * patch_samples(rate_hz))
     known = shots.heard[..., shots.heard.shape[-1] - kept :] & heard.unsqueeze(-1)
     return replace(shots, context=shots.context[..., shots.context.shape[-1] - kept :] * known, heard=known)
 

@@ -24,12 +24,12 @@ from stimopt.stimulus import Stimulus
 from stimopt.tensors import generator, map_tensors
 
 from .ieeg_network import IeegNetwork, NetworkSize, stimulus_features
+from .ieeg_waves import patch_samples
 from .residuals import residual_noise
 from .window import Window, window_from_dict, window_of
 
 _BANDS_HZ = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 70.0))
 _HIGHEST_HZ = 40.0  # of the cosines that a response is written in; faster parts come from the kernels
-_PATCH_S = 0.1
 _BATCH = 32
 _CHECKS = 20  # how often held-out windows are forecast during training
 _RATE = 3e-3  # of AdamW
@@ -122,7 +122,7 @@ def fit_ieeg_network(
     samples = window.lead + window.samples
     waves = min(round(2 * _HIGHEST_HZ * samples / window.rate_hz), samples, 160)
     size = NetworkSize(window.context_samples, samples, width, layers,
-                       patch_samples=max(2, round(_PATCH_S * window.rate_hz)), waves=max(6, waves))  # fmt: skip
+                       patch_samples=patch_samples(window.rate_hz), waves=max(6, waves))  # fmt: skip
     drive = float(inputs[1].square().mean().sqrt().clamp_min(1e-6))
     order = torch.randperm(len(trials), generator=generator(seed, "held out"))
     parts = [part.sort().values for part in order.chunk(max(5, members))][:members]

@@ -29,7 +29,8 @@ from stimopt.tensors import generator, map_tensors
 
 from .ieeg_recall import Recall, ask, recall
 from .ieeg_subject import Shots, Subject, joined_shots, joined_subjects, shots_of, subject_of
-from .ieeg_transformer import HORIZON_S, PATCH_S, Answer, IeegTransformer, Ongoing, TransformerSize
+from .ieeg_transformer import LONGEST, Answer, IeegTransformer, Ongoing, TransformerSize
+from .ieeg_waves import HORIZON_S, PATCH_S, patch_samples
 from .window import Window, _same, window_from_dict
 
 KIND = "ieeg-foundation"
@@ -90,7 +91,7 @@ class FoundationModel:
             ShapeError: If rest or trials are on another montage.
         """
         _require_montage("rest", rest.montage, montage)
-        past_samples = min(rest.signal_uv.shape[-1], round(16 * PATCH_S * rest.rate_hz))
+        past_samples = min(rest.signal_uv.shape[-1], LONGEST * patch_samples(rest.rate_hz))
         window = Window(montage, rest.rate_hz, start_s, past_samples, samples)
         _require_window(window)
         subject = subject_of(montage, rest)
@@ -155,7 +156,7 @@ class FoundationForecaster(Forecaster):
                 not broadcast.
         """
         kept = replace(self.window, context_samples=min(context.signal_uv.shape[-1], self.window.context_samples))
-        if kept.context_samples < round(PATCH_S * kept.rate_hz):
+        if kept.context_samples < patch_samples(kept.rate_hz):
             raise ShapeError(f"context has {context.signal_uv.shape[-1]} samples; give {PATCH_S} s of signal or more.")
         signal = kept.context_signal(context, stimulus)
         rows = stimulus.batch_shape.numel()
@@ -265,7 +266,7 @@ def _require_window(window: Window) -> None:
             f"windows reach {(window.lead + window.samples) / window.rate_hz:.3g} s after the onset; this model "
             f"forecasts {HORIZON_S} s at most: cut the responses."
         )
-    if window.context_samples < max(2, round(PATCH_S * window.rate_hz)):
+    if window.context_samples < patch_samples(window.rate_hz):
         raise DataError(f"rest windows are {window.context_samples} samples long; give {PATCH_S} s or more.")
 
 
@@ -277,7 +278,7 @@ def _past(window: Window, subject: Subject, trials: Trials | None) -> Shots:
         _require_montage(named, montage, window.montage)
     if trials.response.rate_hz != window.rate_hz or trials.context.rate_hz != window.rate_hz:
         raise DataError(f"trials are at {trials.response.rate_hz} Hz and rest at {window.rate_hz}; resample one.")
-    if trials.context.signal_uv.shape[-1] < round(PATCH_S * window.rate_hz):
+    if trials.context.signal_uv.shape[-1] < patch_samples(window.rate_hz):
         raise DataError(
             f"trials have {trials.context.signal_uv.shape[-1]} samples of context; give {PATCH_S} s or more."
         )

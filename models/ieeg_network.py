@@ -31,6 +31,8 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
 
+from .ieeg_layers import Linear
+from .ieeg_waves import slowest_cosines
 from .impulse import convolve, delay_basis
 
 SPREADS_MM = (4.0, 8.0, 16.0, 32.0, 64.0)  # from one contact's neighbour to a lobe
@@ -97,22 +99,22 @@ class IeegNetwork(nn.Module):
         self.register_buffer("place", place.float())
         self.register_buffer("contact_place", place_features(montage.contact_position_mm).float())
         self.register_buffer("spread", _spread(montage).float())
-        self.register_buffer("waves", _cosines(size.waves, size.samples))
-        self.register_buffer("summary", _cosines(12, size.samples) / size.samples)
+        self.register_buffer("waves", slowest_cosines(size.waves, size.samples, like))
+        self.register_buffer("summary", slowest_cosines(12, size.samples, like) / size.samples)
         self.register_buffer("delays", delay_basis(size.delays, size.samples, like))
         self.register_buffer("drive_unit", torch.tensor(drive_ma))
         inputs = 2 * len(SPREADS_MM)
         summaries = inputs * self.summary.shape[0]
-        self.patch = _Linear(size.patch_samples, width, source)
-        self.patches = _Linear(patches * width, width, source)
+        self.patch = Linear(size.patch_samples, width, source)
+        self.patches = Linear(patches * width, width, source)
         self.ongoing = nn.Parameter(torch.zeros(size.samples, min(32, size.context_samples)))
-        self.where = _Linear(place.shape[-1] + fingerprint.shape[-1], width, source)
-        self.drive = _Linear(summaries, width, source)
-        self.stimulus = _Linear(_SCALARS + 2 * place.shape[-1] + 2 * contacts, width, source)
+        self.where = Linear(place.shape[-1] + fingerprint.shape[-1], width, source)
+        self.drive = Linear(summaries, width, source)
+        self.stimulus = Linear(_SCALARS + 2 * place.shape[-1] + 2 * contacts, width, source)
         self.hubs = nn.Parameter(torch.randn(2, width, generator=source))
         self.identity = nn.Parameter(torch.zeros(channels, width))
         self.blocks = nn.ModuleList(_Block(width, size.heads, source) for _ in range(size.layers))
-        self.head = _Linear(width, size.waves + 1 + 6, source, gain=0.0)
+        self.head = Linear(width, size.waves + 1 + 6, source, gain=0.0)
         self.scale = nn.Parameter(torch.zeros(channels, 1))
         self.reach = nn.Parameter(torch.zeros(channels, inputs, size.delays))
         self.reach_shared = nn.Parameter(torch.zeros(inputs, size.delays))
@@ -187,28 +189,16 @@ def place_features(position_mm: Float[Tensor, "*place 3"]) -> Float[Tensor, "*pl
     return torch.cat([waves * known, known.to(waves)], -1)
 
 
-class _Linear(nn.Module):
-    """A linear map whose first weights come from a stream of one's own; torch's own draws from the global one."""
-
-    def __init__(self, inputs: int, outputs: int, source: torch.Generator, gain: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(gain * torch.randn(outputs, inputs, generator=source) / math.sqrt(inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
 class _Block(nn.Module):
     """Attention between tokens, then a map of each, both added to what came in."""
 
     def __init__(self, width: int, heads: int, source: torch.Generator) -> None:
         super().__init__()
         self.heads = heads
-        self.mixed = _Linear(width, 3 * width, source)
-        self.out = _Linear(width, width, source, gain=0.5)
-        self.up = _Linear(width, 3 * width, source)
-        self.down = _Linear(3 * width, width, source, gain=0.5)
+        self.mixed = Linear(width, 3 * width, source)
+        self.out = Linear(width, width, source, gain=0.5)
+        self.up = Linear(width, 3 * width, source)
+        self.down = Linear(3 * width, width, source, gain=0.5)
 
     def forward(self, tokens: Float[Tensor, "row token width"]) -> Float[Tensor, "row token width"]:
         mixed = self.mixed(_rms(tokens)).unflatten(-1, (3, self.heads, -1))  # [row, token, 3, head, feature]
@@ -228,9 +218,3 @@ def _spread(montage: Montage) -> Float[Tensor, "spread channel contact"]:
     apart = torch.cdist(montage.channel_position_mm, montage.contact_position_mm)
     width = apart.new_tensor(SPREADS_MM).reshape(-1, 1, 1)
     return (-apart.square() / (2 * width.square())).exp().nan_to_num(0.0)
-
-
-def _cosines(count: int, samples: int) -> Float[Tensor, "wave time"]:
-    """The slowest cosines of a window (discrete cosine transform, type 2)."""
-    time = (torch.arange(samples) + 0.5) / samples
-    return (math.pi * torch.arange(min(count, samples)).unsqueeze(-1) * time).cos()

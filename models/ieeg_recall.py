@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from .ieeg_layers import normed
+from .ieeg_sites import nearness_of
 from .ieeg_subject import Shots, Subject
-from .ieeg_transformer import Answer, IeegTransformer, _heads, _level, _Mixer, _nearness, _normed, _Trials
+from .ieeg_transformer import Answer, IeegTransformer, Trials
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,22 @@ class Recall:
     bias: tuple[Tensor | None, Tensor]
     told: tuple[tuple[Tensor, Tensor], ...]
     token: Tensor
-    past: _Trials
+    past: Trials
 
 
 def recall(network: IeegTransformer, subject: Subject, past: Shots, rate_hz: float) -> Recall:
     """The past of a patient, `[1, ...]`, without gradients: it is fitted to by no one, only asked of."""
     with torch.inference_mode(False), torch.no_grad():
-        where, nearness, bias = network._where(subject), _nearness(subject), network._bias(subject, None)
-        known = network._trial(subject, where, nearness, past, rate_hz, followed=True)
-        level, nobody = _level(known), known.stimulus[:, :0]
+        where, nearness, bias = network.where_of(subject), nearness_of(subject), network.bias(subject, None)
+        known = network.trial(subject, where, nearness, past, rate_hz, followed=True)
+        level, nobody = known.level, known.stimulus[:, :0]
         token, told = known.token + network.level(level.log()), []
         alike = network.likeness(known.spot, known.spot)
         for (channels, others, change), pairs in zip(network.layers, alike, strict=False):
-            token = network._across_channels(channels, token, bias, nobody, known.stimulus)
-            told.append(_told(network, others, token))
-            token = network._across_trials(others, token, token.shape[1], pairs)
-            token = token + change(_normed(token))
+            token = network.across_channels(channels, token, bias, nobody, known.stimulus)
+            told.append(network.told(others, token))
+            token = token + others.hear(token.transpose(1, 2), *told[-1], pairs).transpose(1, 2)
+            token = token + change(normed(token))
     return Recall(subject, where, nearness, level, bias, tuple(told), token, known)
 
 
@@ -66,15 +67,15 @@ def ask(network: IeegTransformer, recalled: Recall, asked: Shots, rate_hz: float
         rate_hz: Of everything.
     """
     recalled, asked = _in_use(recalled, asked)
-    now = network._trial(recalled.subject, recalled.where, recalled.nearness, asked, rate_hz, followed=False)
+    now = network.trial(recalled.subject, recalled.where, recalled.nearness, asked, rate_hz, followed=False)
     token, nobody = now.token + network.level(recalled.level.log()), now.stimulus[:, :0]
     alike = network.likeness(now.spot, recalled.past.spot)
     for (channels, others, change), told, pairs in zip(network.layers, recalled.told, alike, strict=False):
-        token = network._across_channels(channels, token, recalled.bias, now.stimulus, nobody)
-        token = token + _heard(others, token.transpose(1, 2), *told, pairs).transpose(1, 2)
-        token = token + change(_normed(token))
+        token = network.across_channels(channels, token, recalled.bias, now.stimulus, nobody)
+        token = token + others.hear(token.transpose(1, 2), *told, pairs).transpose(1, 2)
+        token = token + change(normed(token))
     past, near = recalled.past, recalled.nearness
-    return network._answer(token, recalled.token, past, now, near, recalled.level, alike[-1], rate_hz)
+    return network.answer(token, recalled.token, past, now, near, recalled.level, alike[-1], rate_hz)
 
 
 def _in_use(recalled: Recall, asked: Shots) -> tuple[Recall, Shots]:
@@ -85,18 +86,3 @@ def _in_use(recalled: Recall, asked: Shots) -> tuple[Recall, Shots]:
     subject = replace(recalled.subject, contact_mm=recalled.subject.contact_mm[:, used])
     near = recalled.nearness[..., used]
     return replace(recalled, subject=subject, nearness=near), replace(asked, drive=asked.drive[..., used, :])
-
-
-def _told(network: IeegTransformer, mixer: "_Mixer", token: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values of past trials, and of the one that was not there."""
-    by_channel = token.transpose(1, 2)
-    told = torch.cat([network.nothing.expand(*by_channel.shape[:2], 1, -1), by_channel], 2)
-    _, key = mixer.pairs(told[..., :0, :], told)
-    return key, _heads(mixer.value(_normed(told)), mixer.heads)
-
-
-def _heard(mixer: "_Mixer", asks: Tensor, key: Tensor, value: Tensor, alike: Tensor) -> Tensor:
-    query, _ = mixer.pairs(asks, asks[..., :0, :])
-    heard = F.scaled_dot_product_attention(query, key, value, attn_mask=alike)
-    mixed: Tensor = mixer.out(heard.transpose(-3, -2).flatten(-2))
-    return mixed

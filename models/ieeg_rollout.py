@@ -27,8 +27,9 @@ from stimopt.forecaster import Context
 from stimopt.response import Response
 
 from .ieeg_foundation import FoundationForecaster
-from .ieeg_memory import follow, standing
-from .ieeg_transformer import LONGEST, PATCH_S, IeegTransformer, Ongoing, patches, unpatched
+from .ieeg_subject import joined_subjects
+from .ieeg_transformer import LONGEST, IeegTransformer, Ongoing
+from .ieeg_waves import PATCH_S, patch_samples, patches, unpatched
 
 MOST_ENERGY = 4.0  # times the largest patch of the context: twice its size, which rest hardly ever reaches
 _WHOLE = 2.0  # what `patches` makes of a patch that is good throughout: the mean is counted twice
@@ -95,7 +96,7 @@ def roll_out(
     _require_fitting(forecaster, context)
     batch, rate_hz = context.signal_uv.shape[:-2], context.rate_hz
     network = copy.deepcopy(forecaster.model.network).to(context.signal_uv)
-    where = standing(network, forecaster)
+    where = network.standing(joined_subjects([forecaster.subject]))
     patch, share = _read(forecaster, context)
     noise = Noise(generator) if rest is None else shaped_noise(forecaster, network, rest, generator)
     most = most_energy * _energy(patch).amax((0, 2)).clamp_min(1.0)  # [channel]
@@ -112,8 +113,8 @@ def _drawn(
     most: Float[Tensor, " channel"], noise: Noise,
 ) -> tuple[Float[Tensor, "row channel time"], Float[Tensor, " row"]]:  # fmt: skip
     """Samples in units of spread, and the share of patches that were shrunk."""
-    length = max(2, round(PATCH_S * rate_hz))
-    token, memory = follow(network, where, patch, share)
+    length = patch_samples(rate_hz)
+    token, memory = network.follow(where, patch, share)
     whole, last, pulled, parts = torch.full_like(share[:, :, -1:], _WHOLE), patch[:, :, -1:], [], []
     for _ in range(math.ceil(samples / length)):
         last = _next(network, token, last, noise)
@@ -122,7 +123,7 @@ def _drawn(
         last = last * size.unsqueeze(-1)
         pulled.append((size < 1).to(size).mean((1, 2)))
         parts.append(last)
-        token, memory = follow(network, where, last, whole, memory)
+        token, memory = network.follow(where, last, whole, memory)
     return unpatched(torch.cat(parts, 2), rate_hz).flatten(2), torch.stack(pulled).mean(0)
 
 
@@ -148,7 +149,7 @@ def shaped_noise(
     patch, share = _read(forecaster, rest)
     if patch.shape[2] < 2:
         raise ShapeError(f"rest windows have {rest.signal_uv.shape[-1]} samples; give {2 * PATCH_S} s or more.")
-    token, _ = follow(network, standing(network, forecaster).to(patch), patch, share)
+    token, _ = network.follow(network.standing(joined_subjects([forecaster.subject])).to(patch), patch, share)
     mean, log_scale = network.following(Ongoing(token, patch))
     missed = ((patch[:, :, 1:] - mean[:, :, :-1]) * (-log_scale[:, :, :-1]).exp()).movedim(1, -2)
     missed = missed[..., _resolved(missed, rest.rate_hz)].double().flatten(0, 1)  # [row x patch, channel, wave]
@@ -166,7 +167,7 @@ def _shrunk(covariance: Tensor) -> Tensor:
 
 def _resolved(like: Tensor, rate_hz: float) -> slice:
     """Cosines that a patch at this rate has samples for."""
-    return slice(0, min(like.shape[-1], max(2, round(PATCH_S * rate_hz))))
+    return slice(0, min(like.shape[-1], patch_samples(rate_hz)))
 
 
 def own_samples_loss(
@@ -198,10 +199,10 @@ def own_samples_loss(
     truth, whole = patch[:, :, kept:], torch.full_like(patch[..., :1], _WHOLE)
     rolled, noise = [], Noise(generator)
     for _ in range(2):
-        token, memory = follow(network, where, patch[:, :, :kept], whole[:, :, :kept], None, there)
+        token, memory = network.follow(where, patch[:, :, :kept], whole[:, :, :kept], None, there)
         parts = [_next(network, token, patch[:, :, :1], noise)]
         while len(parts) < truth.shape[2]:
-            token, memory = follow(network, where, parts[-1], whole[:, :, :1], memory, there)
+            token, memory = network.follow(where, parts[-1], whole[:, :, :1], memory, there)
             parts.append(_next(network, token, parts[-1], noise))
         rolled.append(torch.cat(parts, 2))
     one, two = rolled
@@ -223,7 +224,7 @@ def _require_fitting(forecaster: FoundationForecaster, context: Context) -> None
     window = forecaster.window
     if context.montage.channels != window.montage.channels or context.rate_hz != window.rate_hz:
         raise ShapeError(f"context is of other channels, or not at {window.rate_hz} Hz; give one of this patient.")
-    if context.signal_uv.shape[-1] < max(2, round(PATCH_S * window.rate_hz)):
+    if context.signal_uv.shape[-1] < patch_samples(window.rate_hz):
         raise ShapeError(f"context has {context.signal_uv.shape[-1]} samples; give {PATCH_S} s of signal or more.")
     if not bool(forecaster.subject.heard.all()):
         raise DataError("some channels are only asked for; their past is not known: roll out the recorded ones.")

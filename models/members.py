@@ -135,10 +135,3 @@ def fit_members(
     scale, shared = residual_noise(residual, window.rate_hz, factors)
     members = Members(rest, unit, drive, found[best].weights, scale.float(), shared.float())
     return networks[best], members
-
-
-def cosines(count: int, samples: int, like: Tensor) -> Float[Tensor, "wave time"]:
-    """The slowest cosines of a window (discrete cosine transform, type 2)."""
-    time = (torch.arange(samples, dtype=like.dtype, device=like.device) + 0.5) / samples
-    wave = torch.arange(min(count, samples), dtype=like.dtype, device=like.device)
-    return (torch.pi * wave.unsqueeze(-1) * time).cos()

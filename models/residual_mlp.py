@@ -22,7 +22,8 @@ from stimopt.stimulus import Stimulus
 
 from .felt import entry_numbers, entry_width, felt
 from .ieeg_network import SPREADS_MM
-from .members import Members, SmallNetwork, cosines, fit_members, members_from
+from .ieeg_waves import slowest_cosines
+from .members import Members, SmallNetwork, fit_members, members_from
 from .trained import Inputs, Recipe, Weights, dense, dense_start
 from .window import Window, contiguous, window_from_dict, window_of
 
@@ -120,9 +121,9 @@ class _ResidualMlp(SmallNetwork):
     ) -> dict[str, Tensor]:
         """See SmallNetwork: each channel's signal and that of all, the current it feels, numbers of the stimulus."""
         last = context[..., -self.recent :]
-        slow = context @ cosines(_SLOW, context.shape[-1], context).mT / context.shape[-1]
+        slow = context @ slowest_cosines(_SLOW, context.shape[-1], context).mT / context.shape[-1]
         everyone = last.mean(1, keepdim=True).expand_as(last)
-        course = drive @ cosines(_SLOW, drive.shape[-1], drive).mT
+        course = drive @ slowest_cosines(_SLOW, drive.shape[-1], drive).mT
         near = torch.asinh(2 * felt(self.window.montage, course)).flatten(2)
         own = torch.cat([last, 4 * slow, everyone], -1)
         return {"own": own, "felt": near, "entered": entry_numbers(self.window, stimulus)}
@@ -136,7 +137,7 @@ class _ResidualMlp(SmallNetwork):
         for block in range(_BLOCKS):
             token = token + dense(weights, f"down{block}", F.gelu(dense(weights, f"up{block}", _even(token))))
         wave = dense(weights, "head", _even(token)) + dense(weights, "ongoing", own)
-        answer: Tensor = wave @ cosines(self.waves, self.window.samples, own)
+        answer: Tensor = wave @ slowest_cosines(self.waves, self.window.samples, own)
         return answer
 
 

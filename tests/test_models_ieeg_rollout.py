@@ -8,15 +8,14 @@ import torch
 
 from stimopt.errors import ConfigError, DataError, ShapeError
 from stimopt.forecaster import Context, Trials
-from stimopt.models import ieeg_transformer
 from stimopt.models.ieeg_alignment import align, alignment_report, matched_channels
 from stimopt.models.ieeg_embedding import cut_windows, embed, fit_linear_probe
 from stimopt.models.ieeg_foundation import FoundationModel
 from stimopt.models.ieeg_impute import forecast_kept_back, impute
-from stimopt.models.ieeg_memory import Memory, follow, standing
 from stimopt.models.ieeg_rollout import Noise, own_samples_loss, roll_out
 from stimopt.models.ieeg_subject import Shots, joined_subjects
-from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize, patches
+from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
+from stimopt.models.ieeg_waves import patches
 from stimopt.models.roll_out_drift import roll_out_drift
 from stimopt.montage import Contact, monopolar
 from stimopt.response import Response
@@ -56,7 +55,7 @@ def taught(rest):
     forecaster = model.for_patient(rest.montage, rest, samples=125)
     unit, middle = forecaster.subject.spread_uv.unsqueeze(-1), forecaster.subject.rest_uv.unsqueeze(-1)
     patch = patches((rest.signal_uv - middle) / unit, RATE_HZ, 16)
-    token, _ = follow(network, standing(network, forecaster), patch, torch.full_like(patch[..., :1], 2.0))
+    token, _ = network.follow(standing(forecaster), patch, torch.full_like(patch[..., :1], 2.0))
     known = torch.nn.functional.layer_norm(token, token.shape[-1:])[:, :, :-1].reshape(-1, 48).double()
     wanted = patch[:, :, 1:].reshape(-1, 16).double()
     known = torch.cat([known, torch.ones(len(known), 1).double()], 1)
@@ -85,11 +84,15 @@ def patient(rest):
     return taught(rest)
 
 
+def standing(forecaster):
+    return forecaster.model.network.standing(joined_subjects([forecaster.subject]))
+
+
 def stepped(network, where, patch):
-    memory, tokens = Memory(), []
+    memory, tokens = None, []
     for i in range(patch.shape[2]):
         whole = torch.full_like(patch[:, :, :1, :1], 2.0)
-        token, memory = follow(network, where, patch[:, :, i : i + 1], whole, memory)
+        token, memory = network.follow(where, patch[:, :, i : i + 1], whole, memory)
         tokens.append(token)
     return torch.cat(tokens, 2), memory
 
@@ -106,25 +109,22 @@ def test_patch_by_patch_from_memory_is_the_network_s_own_pass(count):
     forecaster = made()
     network, context = forecaster.model.network, rhythm(3, count * 25).signal_uv / 20
     whole = network.ongoing(joined_subjects([forecaster.subject]), shots(context), RATE_HZ)
-    token, _ = stepped(network, standing(network, forecaster), whole.patch)
+    token, _ = stepped(network, standing(forecaster), whole.patch)
     assert (token - whole.token).abs().max() < 1e-5
 
 
-def test_beyond_sixteen_patches_memory_is_attention_that_looks_back_on_sixteen(monkeypatch):
+def test_beyond_sixteen_patches_memory_is_attention_that_looks_back_on_sixteen():
     forecaster = made()
-    network, context = forecaster.model.network, rhythm(2, 40 * 25).signal_uv / 20
-    causal = ieeg_transformer._lateness
-
-    def banded(count, heads, like):
-        order = torch.arange(count)
-        return causal(count, heads, like).masked_fill(order.unsqueeze(-1) - order >= 16, -math.inf)
-
-    monkeypatch.setattr(ieeg_transformer, "_lateness", banded)
-    monkeypatch.setattr(ieeg_transformer, "LONGEST", 40)
-    whole = network.ongoing(joined_subjects([forecaster.subject]), shots(context), RATE_HZ)
-    token, memory = stepped(network, standing(network, forecaster), whole.patch)
-    assert (token - whole.token).abs().max() < 1e-5
-    assert all(key.shape[-2] == 15 for key in memory.keys)
+    patch = patches(rhythm(2, 40 * 25).signal_uv / 20, RATE_HZ, 40)
+    whole, _ = forecaster.model.network.follow(standing(forecaster), patch, torch.full_like(patch[..., :1], 2.0))
+    token, memory = stepped(forecaster.model.network, standing(forecaster), patch)
+    assert (token - whole).abs().max() < 1e-5
+    assert all(key.shape[-2] == 15 for key, _ in memory)
+    other = patch.clone()
+    other[:, :, 39 - 2 * 15 - 1] += 1.0  # two layers look back thirty patches
+    further, _ = forecaster.model.network.follow(standing(forecaster), other, torch.full_like(patch[..., :1], 2.0))
+    assert torch.equal(further[:, :, -1], whole[:, :, -1])
+    assert not torch.equal(further[:, :, -2], whole[:, :, -2])
 
 
 def test_a_minute_stays_within_the_spectrum_of_rest(patient, rest):
@@ -199,7 +199,7 @@ def test_the_score_of_own_samples_is_least_near_the_truth_and_has_gradients(rest
             network.next_patch.bias[16:] = bias
         forecaster = made(network, rest)
         patch = patches(torch.randn(rows, CHANNELS, 200, generator=generator(0, "white")), RATE_HZ, 16)
-        loss = own_samples_loss(network, standing(network, forecaster).detach(), patch, 3, generator(0, "own"))
+        loss = own_samples_loss(network, standing(forecaster).detach(), patch, 3, generator(0, "own"))
         loss.backward()
         return loss.item(), network.next_patch.bias.grad[16:].sum().item()
 

@@ -1,0 +1,107 @@
+"""Where current enters and who is near: what the foundation network is told of a stimulus, and how it answers pulses.
+
+Everything is of distances in mm and charges in units of 1 mA for 200 us, so it holds in any implant, and is
+differentiable in current, width, frequency, onset and, through the shares of contacts, in place. Places that are not
+known are near to nothing. Cathodes and anodes are apart throughout (Steinhardt et al., J Neural Eng 17 (2020) 036009).
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # its usual name
+
+from .ieeg_network import SPREADS_MM, place_features
+from .ieeg_subject import Shots, Subject
+from .ieeg_waves import HORIZON_S, cosines
+
+COURSE_WAVES = 12  # in which the course of a current is told
+DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of the kernels' bumps
+PAIR = 4 * len(SPREADS_MM) + 8 + 1  # of `pair_features`
+_FAINT = 0.02  # units of charge, a fifth of the weakest pulse that pretraining drew, over which a place fades
+
+
+def nearness_of(subject: Subject) -> Float[Tensor, "patient spread channel contact"]:
+    """How much of a contact's current a channel feels, by distance; nothing where a place is unknown."""
+    apart = torch.cdist(subject.place_mm.nan_to_num(0.0), subject.contact_mm.nan_to_num(0.0))
+    known = subject.place_mm.isfinite().all(-1).unsqueeze(-1) & subject.contact_mm.isfinite().all(-1).unsqueeze(-2)
+    return (closeness(apart) * known.unsqueeze(-1)).movedim(-1, 1)
+
+
+def closeness(apart_mm: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair spread"]:
+    """How near places are: a Gaussian of their distance at each of the spreads."""
+    width = apart_mm.new_tensor(SPREADS_MM)
+    return (-apart_mm.square().unsqueeze(-1) / (2 * width.square())).exp()
+
+
+def near_features(
+    nearness: Tensor, drive: Float[Tensor, "patient shot 2 contact time"], rate_hz: float
+) -> Float[Tensor, "patient shot channel feature"]:
+    """The course of the charge that enters near each channel, and how near it enters whatever its size."""
+    waves = cosines(COURSE_WAVES, drive.shape[-1], drive, rate_hz)
+    share = _shares(drive).unsqueeze(-1)
+    course = torch.cat([drive.asinh() @ waves.mT, 2 * share], -1)  # [patient, shot, polarity, contact, wave]
+    return torch.einsum("bsck,bnpkw->bncpsw", nearness, course).flatten(3).asinh()
+
+
+def _shares(drive: Float[Tensor, "patient shot 2 contact time"]) -> Float[Tensor, "patient shot 2 contact"]:
+    """Share of each contact in the charge that enters and in the one that leaves; fading with charge, zero without."""
+    charge = drive.sum(-1)
+    return charge / (charge.sum(-1, keepdim=True) + _FAINT)
+
+
+def entry_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot feature"]:
+    """Where current entered and left, as the mean of the places' features."""
+    share = _shares(shots.drive)  # [patient, shot, polarity, contact]
+    return (share @ place_features(subject.contact_mm).to(share).unsqueeze(1)).flatten(2)
+
+
+def spot_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot number"]:
+    """Middles of the cathodes and the anodes in mm, how much there is of either, and the numbers of the train."""
+    known = subject.contact_mm.isfinite().all(-1)[:, None, None]
+    share = _shares(shots.drive) * known
+    there = share.sum(-1)
+    middle = share @ subject.contact_mm.nan_to_num(0.0).to(share).unsqueeze(1) / (there.unsqueeze(-1) + 1e-6)
+    return torch.cat([middle.flatten(2), there, shots.numbers], -1)
+
+
+def pair_features(
+    asks: Float[Tensor, "patient to number"], told: Float[Tensor, "patient from number"]
+) -> Float[Tensor, "patient to from feature"]:
+    """How near sites are, cathodes and anodes each with each, and how far trains differ."""
+    places, trains = [], []
+    for spot in (asks, told):
+        places.append((spot[..., :6].unflatten(-1, (2, 3)), spot[..., 6:8]))
+        trains.append(spot[..., 8:])
+    (one, here), (other, there) = places
+    apart = torch.cdist(one.flatten(1, 2), other.flatten(1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+    both = here[:, :, :, None, None] * there[:, None, None]  # [patient, to, polarity, from, polarity]
+    close = (closeness(apart) * both.unsqueeze(-1)).movedim(2, 3).flatten(3)
+    differ = (trains[0].unsqueeze(2) - trains[1].unsqueeze(1)).abs()
+    return torch.cat([close, differ, both.diagonal(dim1=2, dim2=4).mean(-1, keepdim=True)], -1)
+
+
+def kernel_answer(
+    kernel: Float[Tensor, "patient shot channel 2 spread delay"], nearness: Tensor, drive: Tensor, rate_hz: float
+) -> Float[Tensor, "patient shot channel time"]:
+    """Kernels on the compressed charge that enters near each channel, apart for cathodes and anodes."""
+    late = _lagged(_bumps(drive.shape[-1], rate_hz, drive))  # [time, delay, time]
+    entered = (drive.asinh() @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [.., 2, contact, delay, time]
+    weight = torch.einsum("bncpsd,bsck->bncpkd", kernel, nearness)
+    answer: Tensor = weight.flatten(3) @ entered.flatten(2, 4)
+    return answer
+
+
+def _lagged(bumps: Float[Tensor, "delay time"]) -> Float[Tensor, "time delay time"]:
+    """The answer of each bump to a unit at each time: a product with it is a causal convolution, and cheap here."""
+    samples = bumps.shape[-1]
+    lag = torch.arange(samples, device=bumps.device) - torch.arange(samples, device=bumps.device).unsqueeze(-1)
+    return bumps[:, lag.clamp_min(0)].transpose(0, 1) * (lag >= 0).unsqueeze(1)
+
+
+def _bumps(samples: int, rate_hz: float, like: Tensor) -> Float[Tensor, "delay time"]:
+    """Triangles between neighbouring delays; they sum to 1 up to the last one."""
+    time = torch.arange(samples, dtype=like.dtype, device=like.device) / rate_hz
+    at = torch.tensor(DELAYS_S, dtype=like.dtype, device=like.device).unsqueeze(-1)
+    before = F.pad(at.diff(dim=0), (0, 0, 1, 0), value=1.0)
+    after = F.pad(at.diff(dim=0), (0, 0, 0, 1), value=HORIZON_S - DELAYS_S[-1])
+    return torch.minimum(1 + (time - at) / before, 1 - (time - at) / after).clamp_min(0) * 0.3
