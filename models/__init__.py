@@ -13,7 +13,7 @@ from .evoked import MeanEvokedForecaster, fit_mean_evoked
 from .gaussian_process import GaussianProcessForecaster, fit_gaussian_process
 from .ieeg_adapt import Adapted, adapt, fit_ieeg_adapted
 from .ieeg_forecaster import IeegForecaster, fit_ieeg_network
-from .ieeg_foundation import FoundationForecaster, FoundationModel, fit_ieeg_foundation, load_foundation
+from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_network import IeegNetwork, NetworkSize
 from .ieeg_residual import ResidualForecaster
 from .imagined import ImaginedSystem
@@ -58,7 +58,6 @@ __all__ = [
     "fit_distance_decay",
     "fit_gaussian_process",
     "fit_ieeg_adapted",
-    "fit_ieeg_foundation",
     "fit_ieeg_network",
     "fit_impulse_regression",
     "fit_mean_evoked",

@@ -11,22 +11,20 @@ Reference: Bryan et al., J Neural Eng (2025), temporal basis function models for
 equation is theirs, without their first-order state held constant.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.forecaster import Trials
 from stimopt.stimulus import Stimulus
 
 from .felt import entry_numbers, entry_width
 from .ieeg_waves import slowest_cosines
-from .members import Members, SmallNetwork, fit_members, members_from
+from .members import NetworkForecaster, SmallNetwork, fit_members
 from .trained import Inputs, Recipe, Weights, dense, dense_start
-from .window import Window, contiguous, window_from_dict, window_of
+from .window import Window, contiguous, window_of
 
 _BASES = (6, 16)
 _HIDDEN = 48
@@ -38,32 +36,13 @@ _DECAYS = (10.0, 50.0)
 _STATE_GAIN, _NUMBERS_GAIN = 0.03, 0.1  # small inputs are learnt late: a simulated linear brain asked for it
 
 
-@dataclass(frozen=True)
-class BasisFunctionsForecaster(Forecaster):
-    """Mean of a few temporal basis function models. Differentiable in the stimulus.
+class BasisFunctionsForecaster(NetworkForecaster):
+    """Mean of a few temporal basis function models. Differentiable in the stimulus."""
 
-    Attributes:
-        window: What it was fitted on.
-        bases: How many functions of time.
-        members: Weights, units and noise.
-    """
-
-    window: Window
-    bases: int
-    members: Members
-
-    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
-        """See Forecaster."""
-        return self.members.forecast(_BasisFunctions(self.window, self.bases), context, stimulus)
-
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See Saveable."""
-        return {"window": self.window.to_dict(), "bases": self.bases}, self.members.tensors()
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BasisFunctionsForecaster":
-        """See Saveable."""
-        return cls(window_from_dict(config["window"]), config["bases"], members_from(tensors))
+    @property
+    def network(self) -> SmallNetwork:
+        """See NetworkForecaster."""
+        return _BasisFunctions(self.window, self.size)
 
 
 def fit_basis_functions(

@@ -15,8 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stimopt.stimulus import Stimulus
-
-_MICROSECOND_S = 1e-6
+from stimopt.units import SECONDS_PER_MICROSECOND
 
 
 def leading_current_ma(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch input time"]:
@@ -31,10 +30,26 @@ def leading_current_ma(stimulus: Stimulus, rate_hz: float, samples: int) -> Floa
         rate_hz: Samples per second.
         samples: How many.
     """
-    charge_s = stimulus.pulse_width_us * _MICROSECOND_S * rate_hz  # of one pulse of 1 mA, as mean mA over one sample
-    course = (_delivered(stimulus, rate_hz, samples).diff(dim=-1) * charge_s.unsqueeze(-1)).unsqueeze(-2)
+    charge_s = stimulus.pulse_width_us * SECONDS_PER_MICROSECOND * rate_hz  # of one pulse of 1 mA, mean of a sample
+    course = pulse_course(stimulus, rate_hz, samples) * charge_s.unsqueeze(-1)
+    return leading_ma(stimulus).flatten(-2).unsqueeze(-1) * course.unsqueeze(-2)
+
+
+def leading_ma(stimulus: Stimulus) -> Float[Tensor, "*batch 2 contact"]:
+    """Current of first phases at every contact in mA, cathodic, then anodic; never negative."""
     signed = stimulus.amplitude_ma
-    return torch.cat([(-signed).clamp_min(0), signed.clamp_min(0)], -1).unsqueeze(-1) * course
+    return torch.stack([(-signed).clamp_min(0), signed.clamp_min(0)], -2)
+
+
+def pulse_course(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch time"]:
+    """Pulses delivered in each sample, each spread over the length of one; differentiable in frequency and onset.
+
+    Args:
+        stimulus: See `leading_current_ma`.
+        rate_hz: Samples per second.
+        samples: How many.
+    """
+    return _delivered(stimulus, rate_hz, samples).diff(dim=-1)
 
 
 def _delivered(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch edge"]:

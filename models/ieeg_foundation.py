@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from stimopt.checkpoint import checkpoint_card, load_checkpoint, read_config
-from stimopt.errors import CheckpointError, ConfigError, DataError, ShapeError
+from stimopt.errors import CheckpointError, DataError, ShapeError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus, no_stimulus
@@ -36,7 +36,6 @@ from .window import Window, _same, window_from_dict
 KIND = "ieeg-foundation"
 SHIPPED = ("ieeg-tiny",)
 _WINDOWS = 256  # forecast at once
-_MOST_PAST = 64  # past trials that are read; the newest
 
 
 @dataclass(frozen=True)
@@ -137,16 +136,20 @@ class FoundationForecaster(Forecaster):
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster. The context may be any length from a patch on; its newest 1.6 s at most are read."""
-        answer = self.answer(context, stimulus)
-        unit = self.subject.spread_uv.to(answer.mean).unsqueeze(-1)
-        batch, lead = stimulus.batch_shape, self.window.lead
-        mean = (self.subject.rest_uv.to(answer.mean).unsqueeze(-1) + unit * answer.mean)[..., lead:]
-        scale = (self.model.temper * unit * answer.log_scale.exp())[..., lead:]
-        factors = (self.model.temper * unit * answer.factors)[..., lead:]
-        template = self.window.response(mean.reshape(*batch, *mean.shape[1:]))
-        return GaussianForecast(
-            template, scale.reshape(*batch, *scale.shape[1:]), factors.reshape(*batch, *factors.shape[1:])
-        )
+        return self.in_uv(*self.told(self.answer(context, stimulus)), stimulus)
+
+    def told(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, scale and factors of an answer in the window, in units of spread; noise as wide as validation asks."""
+        lead, temper = self.window.lead, self.model.temper
+        mean, scale, factors = answer.mean, temper * answer.log_scale.exp(), temper * answer.factors
+        return mean[..., lead:], scale[..., lead:], factors[..., lead:]
+
+    def in_uv(self, mean: Tensor, scale: Tensor, factors: Tensor, stimulus: Stimulus) -> GaussianForecast:
+        """A forecast from its parts in units of spread, `[row, ...]`, with the batch of the stimulus."""
+        batch, unit = stimulus.batch_shape, self.subject.spread_uv.to(mean).unsqueeze(-1)
+        mean = self.subject.rest_uv.to(mean).unsqueeze(-1) + unit * mean
+        mean, scale, factors = (x.reshape(*batch, *x.shape[1:]) for x in (mean, unit * scale, unit * factors))
+        return GaussianForecast(self.window.response(mean), scale, factors)
 
     def answer(self, context: Context, stimulus: Stimulus) -> Answer:
         """The network's own answer, in units of spread, `[stimulus, ...]` from the window's start on.
@@ -232,31 +235,6 @@ def _folder(name_or_folder: str | Path) -> Path:
     if str(name_or_folder) in SHIPPED:
         return Path(str(files("stimopt.models").joinpath("checkpoints", str(name_or_folder))))
     return Path(name_or_folder)
-
-
-def fit_ieeg_foundation(
-    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny", past: int = _MOST_PAST
-) -> FoundationForecaster:
-    """The shipped foundation model with these trials in context; nothing is trained.
-
-    Args:
-        trials: Past trials of the patient.
-        seed: Unused; fits of other models need one.
-        rest: Windows without stimulation; the trials' own contexts by default.
-        checkpoint: Name or folder.
-        past: How many trials are read at most, the newest.
-
-    Raises:
-        DataError: If the windows are longer than the model's horizon.
-        ConfigError: If `past` is negative.
-    """
-    if past < 0:
-        raise ConfigError(f"past is {past}; give 0 trials or more.")
-    del seed
-    model, response = load_foundation(checkpoint), trials.response
-    kept = trials[max(0, len(trials) - past) :] if past else None
-    samples = response.signal_uv.shape[-1]
-    return model.for_patient(response.montage, rest or trials.context, kept, samples=samples, start_s=response.start_s)
 
 
 def _require_window(window: Window) -> None:

@@ -142,5 +142,6 @@ def _widened(subject: Subject, place_mm: Tensor, kind: int) -> Subject:
 
 def _unanswered(past: Shots, queries: int) -> Shots:
     """Past trials in which the further channels were not recorded."""
-    names = ("context", "heard", "response", "good", "drive")
-    return replace(past, **{name: F.pad(getattr(past, name), (0, 0, 0, queries)) for name in names})
+    names = ("context", "heard", "response", "good")
+    wider = {name: F.pad(getattr(past, name), (0, 0, 0, queries)) for name in names}
+    return replace(past, **wider, charge=F.pad(past.charge, (0, queries)))

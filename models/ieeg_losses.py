@@ -5,7 +5,8 @@ forecast        Gaussian likelihood of each sample, its variance that of scale a
                 patient counting as much as another
 joint           likelihood of whole windows, which teaches the factors
 effect          squared error of the difference between two branches on the same state and noise, which no noise
-                blurs, as a share of the patient's effect, of which one more and the logarithm count
+                blurs, as a share of the patient's effect, of which one more and the logarithm count; what a small
+                change of the stimulus does counts as much as what the whole stimulus does
 ongoing         likelihood of the next patch
 statistics      likelihood of each band's log power in the window
 """
@@ -24,6 +25,7 @@ from .ieeg_subject import BANDS_HZ
 from .ieeg_transformer import Answer, IeegTransformer
 
 _BETA = 0.5
+_SMALL = 0.02  # of effects, in squared units of spread
 _FLOOR = 1e-3  # of log power, in squared units of spread
 
 
@@ -100,7 +102,7 @@ def effect_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branche
     both = good[:, :, :1] & good[:, :, 1:]
     wanted = (true[:, :, :1] - true[:, :, 1:]) * both
     error = (told[:, :, :1] - told[:, :, 1:]) * both - wanted
-    share = error.square().mean((1, 2, 3, 4)) / (wanted.square().mean((1, 2, 3, 4)) + 0.02)
+    share = error.square().mean((1, 3, 4)) / (wanted.square().mean((1, 3, 4)) + _SMALL)  # [patient, branch]
     mean_share: Tensor = share.log1p().mean()  # nobody whom nothing moves, but whom a forecast moves, rules the batch
     return mean_share
 

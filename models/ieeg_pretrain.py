@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -216,7 +216,7 @@ def checked(kind: type[Part], plain: Mapping[str, Any]) -> Part:
     Raises:
         ConfigError: If a key is unknown or a value of another type.
     """
-    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    known = [f.name for f in fields(cast(Any, kind))]
     for key in plain:
         if key not in known:
             raise ConfigError(f"{kind.__name__.lower()}: {key!r} is not known; there are {', '.join(known)}.")

@@ -80,9 +80,9 @@ def ask(network: IeegTransformer, recalled: Recall, asked: Shots, rate_hz: float
 
 def _in_use(recalled: Recall, asked: Shots) -> tuple[Recall, Shots]:
     """Without the contacts that no stimulus uses, whose part is zero, unless a gradient asks what they would add."""
-    if asked.drive.requires_grad:
+    if asked.charge.requires_grad:
         return recalled, asked
-    used = (asked.drive != 0).flatten(0, 2).any(-1).any(0)
+    used = (asked.charge != 0).flatten(0, 2).any(0)
     subject = replace(recalled.subject, contact_mm=recalled.subject.contact_mm[:, used])
     near = recalled.nearness[..., used]
-    return replace(recalled, subject=subject, nearness=near), replace(asked, drive=asked.drive[..., used, :])
+    return replace(recalled, subject=subject, nearness=near), replace(asked, charge=asked.charge[..., used])

@@ -74,13 +74,13 @@ class ResidualForecaster(Forecaster):
         own = self._like(answer.mean)
         numbers, senses = stimulus_features(flat), sensory_features(flat.sensory, flat.amplitude_ma)
         known = own.landmarks.known(_features(answer.token, numbers, senses))  # [row, channel, direction]
-        mean, scale, factors = _told(self.plain, answer)
+        mean, scale, factors = self.plain.told(answer)
         shared, rest = _doubts(known, own.doubt, own.prior, own.probe)
         course = own.noise.unsqueeze(-1) * own.course
         unsure = torch.einsum("rcq,pt->rpqct", shared, course).flatten(1, 2)
         temper = own.temper.unsqueeze(-1)
         scale = ((temper * scale).square() + rest.unsqueeze(-1) * course.square().sum(0)).sqrt()
-        return self._dressed(
+        return self.plain.in_uv(
             mean + known @ own.weight.mT @ own.course, scale, torch.cat([unsure, temper * factors], 1), stimulus
         )
 
@@ -88,14 +88,6 @@ class ResidualForecaster(Forecaster):
         """The same with the correction in another dtype; the network minds its own."""
         own = {name: value.to(like) for name, value in self._tensors().items()}
         return ResidualForecaster(self.plain, map_tensors(self.landmarks, lambda x: x.to(like)), **own)
-
-    def _dressed(self, mean: Tensor, scale: Tensor, factors: Tensor, stimulus: Stimulus) -> GaussianForecast:
-        """The forecast in uV, with the batch of the stimulus."""
-        subject, batch = self.plain.subject, stimulus.batch_shape
-        unit = subject.spread_uv.to(mean).unsqueeze(-1)
-        mean = subject.rest_uv.to(mean).unsqueeze(-1) + unit * mean
-        mean, scale, factors = (x.reshape(*batch, *x.shape[1:]) for x in (mean, unit * scale, unit * factors))
-        return GaussianForecast(self.plain.window.response(mean), scale, factors)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plain", "landmarks")}
@@ -181,18 +173,12 @@ def _left_over(plain: FoundationForecaster, held: Tensor) -> _Rows:
     answer = answered(plain, plain.model.weights, plain.past.pick(others), asked)
     names = ("mean", "log_scale", "factors", "statistics", "token")
     answer = replace(answer, **{name: getattr(answer, name)[0].double() for name in names})
-    mean, scale, factors = _told(plain, answer)
+    mean, scale, factors = plain.told(answer)
     lead = plain.window.lead
     good = asked.good[..., lead:]
     residual = torch.where(good, asked.response[..., lead:] - mean, 0.0)
     total = (scale.square() + factors.square().sum(1)).sqrt()
     return _Rows(_features(answer.token, asked.numbers, asked.senses), residual, total, good)
-
-
-def _told(plain: FoundationForecaster, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, independent scale and factors of the forecast window, in units of spread."""
-    lead, temper = plain.window.lead, plain.model.temper
-    return answer.mean[..., lead:], temper * answer.log_scale[..., lead:].exp(), temper * answer.factors[..., lead:]
 
 
 def _features(token: Tensor, numbers: Tensor, senses: Tensor) -> Float[Tensor, "row channel feature"]:

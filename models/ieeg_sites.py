@@ -33,32 +33,37 @@ def closeness(apart_mm: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair spread"]
     return (-apart_mm.square().unsqueeze(-1) / (2 * width.square())).exp()
 
 
-def near_features(
-    nearness: Tensor, drive: Float[Tensor, "patient shot 2 contact time"], rate_hz: float
-) -> Float[Tensor, "patient shot channel feature"]:
+def near_features(nearness: Tensor, shots: Shots, rate_hz: float) -> Float[Tensor, "patient shot channel feature"]:
     """The course of the charge that enters near each channel, and how near it enters whatever its size."""
-    waves = cosines(COURSE_WAVES, drive.shape[-1], drive, rate_hz)
-    share = _shares(drive).unsqueeze(-1)
-    course = torch.cat([drive.asinh() @ waves.mT, 2 * share], -1)  # [patient, shot, polarity, contact, wave]
-    return torch.einsum("bsck,bnpkw->bncpsw", nearness, course).flatten(3).asinh()
+    course = shots.course @ cosines(COURSE_WAVES, shots.course.shape[-1], shots.course, rate_hz).mT
+    entered = _felt(nearness, shots.charge.asinh()).unsqueeze(-1) * course[:, :, None, None, None, :]
+    near = 2 * _felt(nearness, _shares(shots)).unsqueeze(-1)
+    return torch.cat([entered, near], -1).flatten(3).asinh()
 
 
-def _shares(drive: Float[Tensor, "patient shot 2 contact time"]) -> Float[Tensor, "patient shot 2 contact"]:
+def _felt(
+    nearness: Tensor, entered: Float[Tensor, "patient shot 2 contact"]
+) -> Float[Tensor, "patient shot channel 2 spread"]:
+    """What enters at contacts, as channels feel it."""
+    return torch.einsum("bsck,bnpk->bncps", nearness, entered)
+
+
+def _shares(shots: Shots) -> Float[Tensor, "patient shot 2 contact"]:
     """Share of each contact in the charge that enters and in the one that leaves; fading with charge, zero without."""
-    charge = drive.sum(-1)
+    charge = shots.charge * shots.course.sum(-1)[..., None, None]
     return charge / (charge.sum(-1, keepdim=True) + _FAINT)
 
 
 def entry_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot feature"]:
     """Where current entered and left, as the mean of the places' features."""
-    share = _shares(shots.drive)  # [patient, shot, polarity, contact]
+    share = _shares(shots)
     return (share @ place_features(subject.contact_mm).to(share).unsqueeze(1)).flatten(2)
 
 
 def spot_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot number"]:
     """Middles of the cathodes and the anodes in mm, how much there is of either, and the numbers of the train."""
     known = subject.contact_mm.isfinite().all(-1)[:, None, None]
-    share = _shares(shots.drive) * known
+    share = _shares(shots) * known
     there = share.sum(-1)
     middle = share @ subject.contact_mm.nan_to_num(0.0).to(share).unsqueeze(1) / (there.unsqueeze(-1) + 1e-6)
     return torch.cat([middle.flatten(2), there, shots.numbers], -1)
@@ -81,13 +86,16 @@ def pair_features(
 
 
 def kernel_answer(
-    kernel: Float[Tensor, "patient shot channel 2 spread delay"], nearness: Tensor, drive: Tensor, rate_hz: float
+    kernel: Float[Tensor, "patient shot channel 2 spread delay"], nearness: Tensor, shots: Shots, rate_hz: float
 ) -> Float[Tensor, "patient shot channel time"]:
-    """Kernels on the compressed charge that enters near each channel, apart for cathodes and anodes."""
-    late = _lagged(_bumps(drive.shape[-1], rate_hz, drive))  # [time, delay, time]
-    entered = (drive.asinh() @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [.., 2, contact, delay, time]
-    weight = torch.einsum("bncpsd,bsck->bncpkd", kernel, nearness)
-    answer: Tensor = weight.flatten(3) @ entered.flatten(2, 4)
+    """Kernels on the compressed charge of each pulse that enters near a channel, apart for cathodes and anodes.
+
+    What is compressed is the charge of a pulse, not that of a sample, so it does not depend on how a pulse falls on
+    the samples: else a forecast would move with the frequency for no reason but the rate.
+    """
+    late = _lagged(_bumps(shots.course.shape[-1], rate_hz, shots.course))  # [time, delay, time]
+    course = (shots.course @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, delay, time]
+    answer: Tensor = torch.einsum("bncpsd,bncps->bncd", kernel, _felt(nearness, shots.charge.asinh())) @ course
     return answer
 
 

@@ -28,6 +28,8 @@ LONGEST_S = 0.5  # of what is delivered: the window
 SINGLE_HZ = (0.2, 120.0)  # of a single pulse, where it means nothing: drawn, so that a model learns that
 
 AMPLITUDE_RATIO, FREQUENCY_RATIO, WIDTH_RATIO = (0.6, 1.6), (0.7, 1.4), (0.6, 1.6)
+CHANGES = (0.2, 0.35, 0.15, 0.3)  # how often amplitude, frequency, width and site change: the hard ones more often
+PART_MOVED = (0.1, 1.0)  # of the current, half of the times that the site changes; else all of it
 
 
 def site_weights(montage: Montage) -> Float[Tensor, "site contact"]:
@@ -78,20 +80,25 @@ def with_silence(stimulus: Stimulus, share: float, source: torch.Generator) -> S
 def nearby(stimulus: Stimulus, source: torch.Generator) -> Stimulus:
     """Another stimulus for each: amplitude, frequency, pulse width or site changed, and nothing else.
 
-    A single pulse keeps its frequency, a montage of one pair its site: their amplitude changes. A silent stimulus is
-    followed by any drawn one. All still end within the window.
+    Half of the changes of site move a part of the current only, so that contacts share it as they do on the way from
+    one site to the next. A single pulse keeps its frequency, a montage of one pair its site: their amplitude changes. A
+    silent stimulus is followed by any drawn one. All still end within the window.
 
     Args:
         stimulus: One batch axis, from `draw_stimuli` or `with_silence`.
         source: Draws what changes and by how much.
     """
     n = stimulus.batch_shape[0]
-    what = torch.randint(4, (n,), generator=source)
+    what = torch.multinomial(torch.tensor(CHANGES), n, replacement=True, generator=source) if n else torch.zeros(0)
     ratios = [_log_uniform(bounds, n, source) for bounds in (AMPLITUDE_RATIO, FREQUENCY_RATIO, WIDTH_RATIO)]
     moved = _moved(stimulus.amplitude_ma, site_weights(stimulus.montage), source)
     drawn = draw_stimuli(stimulus.montage, n, source)
     instead = ((what == 1) & (stimulus.pulses <= 1)) | ((what == 3) & (moved == stimulus.amplitude_ma).all(-1))
     what = torch.where(instead, 0, what)
+    low, high = PART_MOVED
+    part = low + (high - low) * torch.rand(n, 1, generator=source, dtype=torch.float64)
+    part = torch.where(torch.rand(n, 1, generator=source) < 0.5, part, 1.0)
+    moved = stimulus.amplitude_ma + part * (moved - stimulus.amplitude_ma)
     amplitude_ma = where_rows(what == 0, stimulus.amplitude_ma * ratios[0].unsqueeze(-1), stimulus.amplitude_ma)
     changed = replace(
         stimulus,

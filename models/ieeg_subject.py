@@ -27,7 +27,7 @@ from stimopt.forecaster import Context
 from stimopt.montage import Montage
 from stimopt.stimulus import Sensory, Stimulus
 
-from .drive import leading_current_ma
+from .drive import leading_ma, pulse_course
 from .ieeg_network import stimulus_features
 
 KINDS = ("depth", "subdural", "dbs", "micro", "scalp", "none")
@@ -37,7 +37,7 @@ BANDS_HZ = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 70.0))
 LAGS_S = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 FINGERPRINT = len(BANDS_HZ) + len(LAGS_S) + 2  # bands, autocorrelation, slope of 1/f, size
 _USUAL_HZ = 250.0  # the rate of pretraining
-_CHARGE_MA_S = 2e-4  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
+_CHARGE_MA_US = 200.0  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class Shots:
         context: Ongoing signal up to the window, in units of spread. May be fewer than the shots, by a whole factor:
             each is then shared by as many neighbouring shots.
         heard: Which samples of it are good; artefacts and dropouts are not.
-        drive: Charge of the first phases in each sample, cathodes then anodes, in units of 1 mA for 200 us.
+        charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us.
+        course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
         numbers: Of the train, see `stimulus_features`; all zero for silence.
         senses: Of a sensory stimulus, see `sensory_features`; all zero for none.
         response: The window itself, in units of spread; no samples where it is asked for.
@@ -86,7 +87,8 @@ class Shots:
 
     context: Float[Tensor, "*batch before channel past"]
     heard: Bool[Tensor, "*batch before channel past"]
-    drive: Float[Tensor, "*batch shot 2 contact time"]
+    charge: Float[Tensor, "*batch shot 2 contact"]
+    course: Float[Tensor, "*batch shot time"]
     numbers: Float[Tensor, "*batch shot feature"]
     senses: Float[Tensor, "*batch shot sense"]
     response: Float[Tensor, "*batch after channel answered"]
@@ -175,10 +177,11 @@ def shots_of(
     scaled, heard = _scaled(subject, context.signal_uv, like)
     empty = like.new_zeros(*scaled.shape[:-1], 0)
     response, there = (empty, empty.bool()) if response_uv is None else _scaled(subject, response_uv, like)
-    current = leading_current_ma(stimulus, context.rate_hz, samples) / (context.rate_hz * _CHARGE_MA_S)
+    charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
     return Shots(
-        scaled, heard, current.unflatten(-2, (2, -1)), stimulus_features(stimulus),
-        sensory_features(stimulus.sensory, like), response, there if good is None else there & good,
+        scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
+        stimulus_features(stimulus), sensory_features(stimulus.sensory, like), response,
+        there if good is None else there & good,
     )  # fmt: skip
 
 
@@ -229,13 +232,13 @@ def joined_subjects(subjects: Sequence[Subject]) -> Subject:
 
 def joined_shots(shots: Sequence[Shots]) -> Shots:
     """Equally many windows of several patients side by side `[patient, shot, ...]`, padded like their subjects."""
-    channels, contacts = max(s.context.shape[-2] for s in shots), max(s.drive.shape[-2] for s in shots)
+    channels, contacts = max(s.context.shape[-2] for s in shots), max(s.charge.shape[-1] for s in shots)
     joined = {}
     for name in (f.name for f in fields(Shots)):
         rows = [getattr(s, name) for s in shots]
-        if name == "drive":
-            rows = [_padded(row, -2, contacts, 0) for row in rows]
-        elif name not in ("numbers", "senses"):
+        if name == "charge":
+            rows = [_padded(row, -1, contacts, 0) for row in rows]
+        elif name not in ("course", "numbers", "senses"):
             rows = [_padded(row, -2, channels, 0) for row in rows]
         joined[name] = torch.stack(rows)
     return Shots(**joined)

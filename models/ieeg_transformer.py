@@ -284,12 +284,12 @@ class IeegTransformer(nn.Module):
         self, subject: Subject, where: Tensor, nearness: Tensor, shots: Shots, rate_hz: float, followed: bool
     ) -> "Trials":
         """Tokens of trials: ongoing activity, what was delivered, and what followed where that is known."""
-        contexts, windows = shots.context.shape[1], shots.drive.shape[1]
+        contexts, windows = shots.context.shape[1], shots.charge.shape[1]
         ongoing = self._ongoing(subject, self.where_ongoing(where), shots, rate_hz)
         rows = (len(where), contexts)
         last = ongoing.token[:, :, -1].unflatten(0, rows)
         carried = self._carried(where, ongoing.patch.unflatten(0, rows))
-        token = self.near(near_features(nearness, shots.drive, rate_hz)) + where.unsqueeze(1)
+        token = self.near(near_features(nearness, shots, rate_hz)) + where.unsqueeze(1)
         each = windows // max(1, contexts)
         token = token + self.before(last).repeat_interleave(each, 1)
         carried = carried.repeat_interleave(each, 1)
@@ -302,7 +302,7 @@ class IeegTransformer(nn.Module):
             token = token + self.followed(torch.cat([response, evoked], -1) / _level_of(evoked))
         else:
             token = token + self.asked
-        return Trials(token, stimulus, spot_of(subject, shots), shots.drive, carried, evoked, ongoing)
+        return Trials(token, stimulus, spot_of(subject, shots), shots, carried, evoked, ongoing)
 
     def _carried(self, where: Tensor, patch: Tensor) -> Float[Tensor, "patient shot channel wave"]:
         """What ongoing activity alone would go on to be: a mixture of linear forecasts from the last patches."""
@@ -365,14 +365,14 @@ class IeegTransformer(nn.Module):
             alike: The last of `likeness`.
             rate_hz: Samples per second.
         """
-        samples = ask.drive.shape[-1]
+        samples = ask.shots.course.shape[-1]
         told = normed(asked)
         wave, kernel, gain, scale, factor, copied, statistics = self.head(told).split(self.sizes, -1)
         waves = cosines(_WAVES, samples, wave, rate_hz)
         size = level * (2 * torch.tanh(gain / 2)).exp()  # evoked responses differ a hundredfold between patients
         mean = (ask.carried + size * wave + self._copied(asked, known, past, copied, alike)) @ waves
         kernel = (size * kernel).unflatten(-1, (2, len(SPREADS_MM), -1))
-        mean = mean + kernel_answer(kernel, nearness, ask.drive, rate_hz)
+        mean = mean + kernel_answer(kernel, nearness, ask.shots, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
         factors = factor.unflatten(-1, (self.size.factors, -1)) @ cosines(_FACTOR_WAVES, samples, wave, rate_hz)
         return Answer(
@@ -397,7 +397,7 @@ class Trials:
     token: Tensor  # [patient, trial, channel, width]
     stimulus: Tensor  # [patient, trial, width]
     spot: Tensor  # [patient, trial, number]: middles of cathodes and anodes, whether there are any, and the train
-    drive: Tensor  # [patient, trial, polarity, contact, time]
+    shots: Shots  # what they were made of
     carried: Tensor  # [patient, trial, channel, wave]
     evoked: Tensor | None  # [patient, trial, channel, wave], what followed less what was carried; None where asked for
     ongoing: Ongoing

@@ -7,20 +7,20 @@ one patient; a network says how it reads a window and what it answers.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from stimopt.forecaster import Context, GaussianForecast, Trials
+from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import map_tensors
 
 from .felt import at_rest_uv, unit_uv
 from .residuals import noisy_forecast, residual_noise
 from .trained import Inputs, Recipe, Trained, Weights, train
-from .window import Window
+from .window import Window, window_from_dict
 
 _WEIGHT = "weight."  # before a weight's name in a file
 
@@ -104,6 +104,39 @@ def members_from(tensors: Mapping[str, Tensor]) -> Members:
     """The members that `Members.tensors` took apart."""
     weights = {name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)}
     return Members(weights=weights, **{name: tensors[name] for name in _PLAIN})
+
+
+@dataclass(frozen=True)
+class NetworkForecaster(Forecaster):
+    """Mean of the members of one small network. Differentiable in the stimulus.
+
+    Attributes:
+        window: What it was fitted on.
+        size: Of the network: the width of its state, or how many functions of time it has.
+        members: Weights, units and noise.
+    """
+
+    window: Window
+    size: int
+    members: Members
+
+    @property
+    @abstractmethod
+    def network(self) -> SmallNetwork:
+        """What the members' weights belong to."""
+
+    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
+        """See Forecaster."""
+        return self.members.forecast(self.network, context, stimulus)
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See Saveable."""
+        return {"window": self.window.to_dict(), "size": self.size}, self.members.tensors()
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "NetworkForecaster":
+        """See Saveable."""
+        return cls(window_from_dict(config["window"]), config["size"], members_from(tensors))
 
 
 def fit_members(

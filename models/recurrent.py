@@ -8,23 +8,21 @@ back, so errors do not build up.
 Reference: Cho et al., EMNLP 2014, equations 5 to 8, with the reset applied after the product.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.forecaster import Trials
 from stimopt.stimulus import Stimulus
 
 from .felt import entry_numbers, entry_width, felt
 from .ieeg_network import SPREADS_MM
-from .members import Members, SmallNetwork, fit_members, members_from
+from .members import NetworkForecaster, SmallNetwork, fit_members
 from .trained import Inputs, Recipe, Weights, dense, dense_start
-from .window import Window, contiguous, window_from_dict, window_of
+from .window import Window, contiguous, window_of
 
 _WIDTHS = (16, 32)
 _STEP_S = 0.032  # of the recurrence
@@ -33,32 +31,13 @@ _ROWS = 96  # trials times channels in a step of training, up to 30 trials; thre
 _DECAYS = (1.0, 10.0)
 
 
-@dataclass(frozen=True)
-class RecurrentForecaster(Forecaster):
-    """Mean of a few gated recurrent networks. Differentiable in the stimulus.
+class RecurrentForecaster(NetworkForecaster):
+    """Mean of a few gated recurrent networks. Differentiable in the stimulus."""
 
-    Attributes:
-        window: What it was fitted on.
-        width: Of the state.
-        members: Weights, units and noise.
-    """
-
-    window: Window
-    width: int
-    members: Members
-
-    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
-        """See Forecaster."""
-        return self.members.forecast(_Recurrent(self.window, self.width), context, stimulus)
-
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See Saveable."""
-        return {"window": self.window.to_dict(), "width": self.width}, self.members.tensors()
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "RecurrentForecaster":
-        """See Saveable."""
-        return cls(window_from_dict(config["window"]), config["width"], members_from(tensors))
+    @property
+    def network(self) -> SmallNetwork:
+        """See NetworkForecaster."""
+        return _Recurrent(self.window, self.size)
 
 
 def fit_recurrent(trials: Trials, *, seed: int = 0, steps: int = 160, factors: int = 12) -> RecurrentForecaster:

@@ -8,24 +8,22 @@ that the larger ones have.
 Reference: He et al., CVPR 2016, for blocks that add to what came in.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.forecaster import Trials
 from stimopt.stimulus import Stimulus
 
 from .felt import entry_numbers, entry_width, felt
 from .ieeg_network import SPREADS_MM
 from .ieeg_waves import slowest_cosines
-from .members import Members, SmallNetwork, fit_members, members_from
+from .members import NetworkForecaster, SmallNetwork, fit_members
 from .trained import Inputs, Recipe, Weights, dense, dense_start
-from .window import Window, contiguous, window_from_dict, window_of
+from .window import Window, contiguous, window_of
 
 _BLOCKS = 2
 _HIGHEST_HZ = 40.0  # of the cosines that a response is written in
@@ -36,32 +34,13 @@ _WIDTHS = (24, 48)
 _DECAYS = (1.0, 10.0)
 
 
-@dataclass(frozen=True)
-class ResidualMlpForecaster(Forecaster):
-    """Mean of a few small residual networks. Differentiable in the stimulus.
+class ResidualMlpForecaster(NetworkForecaster):
+    """Mean of a few small residual networks. Differentiable in the stimulus."""
 
-    Attributes:
-        window: What it was fitted on.
-        width: Of the networks.
-        members: Their weights, units and noise.
-    """
-
-    window: Window
-    width: int
-    members: Members
-
-    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
-        """See Forecaster."""
-        return self.members.forecast(_ResidualMlp(self.window, self.width), context, stimulus)
-
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See Saveable."""
-        return {"window": self.window.to_dict(), "width": self.width}, self.members.tensors()
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ResidualMlpForecaster":
-        """See Saveable."""
-        return cls(window_from_dict(config["window"]), config["width"], members_from(tensors))
+    @property
+    def network(self) -> SmallNetwork:
+        """See NetworkForecaster."""
+        return _ResidualMlp(self.window, self.size)
 
 
 def fit_residual_mlp(trials: Trials, *, seed: int = 0, steps: int = 240, factors: int = 12) -> ResidualMlpForecaster:

@@ -9,6 +9,7 @@ recorded channels. All of it is simulated.
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,11 +39,7 @@ def jansen_rit_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    regions, contacts = _sizes("jansen-rit", patient)
-    twin = jansen_rit_patient(
-        patient=patient, regions=regions, contacts=contacts, window_s=WINDOW_S, dt_s=2e-3, rate_hz=RATE_HZ
-    )
-    return _in_single(twin)
+    return _in_single(jansen_rit_patient(**_asked("jansen-rit", patient), rate_hz=RATE_HZ, dt_s=2e-3))
 
 
 def hopf_corpus_patient(*, patient: int = 0) -> Twin:
@@ -51,9 +48,7 @@ def hopf_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    regions, contacts = _sizes("hopf", patient)
-    twin = hopf_patient(patient=patient, regions=regions, contacts=contacts, window_s=WINDOW_S, rate_hz=RATE_HZ)
-    return _in_single(_at_once(twin))
+    return _in_single(_at_once(hopf_patient(**_asked("hopf", patient), rate_hz=RATE_HZ)))
 
 
 def wendling_corpus_patient(*, patient: int = 0) -> Twin:
@@ -62,9 +57,7 @@ def wendling_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    regions, contacts = _sizes("wendling", patient)
-    twin = wendling_patient(patient=patient, regions=regions, contacts=contacts, window_s=WINDOW_S, rate_hz=RATE_HZ)
-    return _in_single(_at_once(twin))
+    return _in_single(_at_once(wendling_patient(**_asked("wendling", patient), rate_hz=RATE_HZ)))
 
 
 def wilson_cowan_corpus_patient(*, patient: int = 0) -> Twin:
@@ -73,9 +66,7 @@ def wilson_cowan_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    regions, contacts = _sizes("wilson-cowan", patient)
-    twin = wilson_cowan_patient(patient=patient, regions=regions, contacts=contacts, window_s=WINDOW_S, rate_hz=RATE_HZ)
-    return _in_single(_at_once(twin))
+    return _in_single(_at_once(wilson_cowan_patient(**_asked("wilson-cowan", patient), rate_hz=RATE_HZ)))
 
 
 def linear_corpus_patient(*, patient: int = 0) -> Twin:
@@ -84,8 +75,7 @@ def linear_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    regions, contacts = _sizes("linear", patient)
-    twin = linear_patient(patient=patient, regions=regions, contacts=contacts, window_s=WINDOW_S)
+    twin = linear_patient(**_asked("linear", patient))
     return _in_single(replace(twin, rate_hz=RATE_HZ))
 
 
@@ -120,10 +110,11 @@ def _some_channels(montage: Montage, source: torch.Generator) -> list[int]:
     return sorted(order[:MOST_CHANNELS])
 
 
-def _sizes(family: str, patient: int) -> tuple[int, int]:
-    """How many regions and contacts a patient has."""
+def _asked(family: str, patient: int) -> dict[str, Any]:
+    """Who the patient is, how many regions and contacts there are, and the window."""
     source = generator(patient, family, "sizes")
-    return drawn_count(_REGIONS, source), 2 * drawn_count((_CONTACTS[0] // 2, _CONTACTS[1] // 2), source)
+    regions, contacts = drawn_count(_REGIONS, source), 2 * drawn_count((_CONTACTS[0] // 2, _CONTACTS[1] // 2), source)
+    return {"patient": patient, "regions": regions, "contacts": contacts, "window_s": WINDOW_S}
 
 
 def _at_once(twin: Twin) -> Twin:

@@ -4,15 +4,14 @@ Mistakes end with one sentence on standard error and exit code 2. Heavy imports 
 inside the command that needs them, so `stimopt --help` answers at once.
 """
 
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-from .cli_models import add_commands
+from .cli_models import pretrain, skill, skill_recorded
+from .cli_output import Json, Out, Resume, Seed, Workers, counted, of_all, say, show
 from .errors import StimoptError
 
 app = typer.Typer(
@@ -20,14 +19,6 @@ app = typer.Typer(
     help="Fit, search and evaluate intracranial stimulation inside a safety envelope. "
     "Start with: stimopt demo --quick",
 )  # fmt: skip
-
-_SHOWN = 8  # numbers of a list that a person reads; scripts ask for --json
-
-Out = Annotated[Path, typer.Option("--out", help="Folder to create.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-Seed = Annotated[Optional[int], typer.Option("--seed", min=0, help="Names every random stream.")]  # noqa: UP045
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Processes.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")]
 
 
 def main() -> None:
@@ -55,8 +46,8 @@ def demo(
     """
     from .demo import run_demo
 
-    result = run_demo(out, quick=quick, seed=seed, progress=None if as_json else _say)
-    _show(result, as_json)
+    result = run_demo(out, quick=quick, seed=seed, progress=None if as_json else say)
+    show(result, as_json)
 
 
 @app.command()
@@ -81,14 +72,14 @@ def search(
     with opened_run(out) as run:
         if run.setting.system is None:
             raise StimoptError(f"{experiment} has a montage, not a system; use 'stimopt ask' and 'stimopt tell'.")
-        history = run.session.run(run.setting.system, run.experiment.trials, None if as_json else _counted("trial"))
+        history = run.session.run(run.setting.system, run.experiment.trials, None if as_json else counted("trial"))
         space = run.setting.space
         result = {
             "run": str(out), "trials": len(history), "best_score": float(history.scores.max()),
             "recommended": space.describe(space.locate(run.session.recommend())),
             "locked": run.session.lock_reason, "report": str(write_run_report(run)),
         }  # fmt: skip
-    _show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -121,7 +112,7 @@ def ask(
             "train": {name: float(getattr(stimulus, name)) for name in train},
             "safety": [asdict(row) for row in margin_rows(run.setting.envelope, stimulus, history)],
         }
-    _show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -146,7 +137,7 @@ def tell(
     with opened_run(folder) as run:
         value = run.session.tell(window, score, note=note, without_stop_rule=without_stop_rule)
         result = {"trial": len(run.session.history) - 1, "score": value, "locked": run.session.lock_reason}
-    _show(result, as_json)
+    show(result, as_json)
 
 
 @app.command()
@@ -166,10 +157,10 @@ def evaluate(
     from .study import begin_study, run_study
 
     begin_study(study, out, resume, seed)
-    table = run_study(out, workers, None if as_json else _of_all)
+    table = run_study(out, workers, None if as_json else of_all)
     report = write_study_report(out, table)
     if as_json:
-        _show({"study": str(out), "table": table.to_dict("records"), "report": str(report)}, True)
+        show({"study": str(out), "table": table.to_dict("records"), "report": str(report)}, True)
     else:
         print(table.round(3).to_string(index=False))
         print(f"tables: {out / 'table.csv'}, {out / 'runs.csv'}; report: {report}")
@@ -193,8 +184,8 @@ def replay(
     """
     from .replaying import replay_dataset
 
-    _show(
-        replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers, None if as_json else _of_all),
+    show(
+        replay_dataset(dataset, policy, outcome, trials, repeats, seed, versus, workers, None if as_json else of_all),
         as_json,
     )
 
@@ -218,7 +209,7 @@ def fit(
     """
     from .fitting import fit_recording
 
-    _show(fit_recording(recording, out, model, before_s, after_s, skip_s, seed, None if as_json else _say), as_json)
+    show(fit_recording(recording, out, model, before_s, after_s, skip_s, seed, None if as_json else say), as_json)
 
 
 @app.command()
@@ -231,7 +222,7 @@ def report(
     """
     from .pages import write_report
 
-    _show({"report": str(write_report(folder))}, as_json)
+    show({"report": str(write_report(folder))}, as_json)
 
 
 @app.command("list")
@@ -245,49 +236,8 @@ def list_names(
     """
     from .listing import listing
 
-    _show({kind: listing(kind)}, as_json)
+    show({kind: listing(kind)}, as_json)
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result, allow_nan=True))
-        return
-    for key, value in result.items():
-        if isinstance(value, dict):
-            print(f"{key}:")
-            width = max((len(str(name)) for name in value), default=0)
-            for name, item in value.items():
-                print(f"  {name!s:<{width}}  {_plain(item)}")
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            print(f"{key}:")
-            for row in value:
-                print("  " + ", ".join(f"{name} {_plain(item)}" for name, item in row.items()))
-        else:
-            print(f"{key}: {_plain(value)}")
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list) and len(value) > _SHOWN:
-        return f"{_plain(value[:3])} ... {_plain(value[-1])} ({len(value)} values; --json prints all)"
-    if isinstance(value, list):
-        return ", ".join(_plain(item) for item in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
-    return str(value)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _counted(word: str) -> Callable[[int], None]:
-    return lambda number: print(f"\r{word} {number}", end="", file=sys.stderr, flush=True)
-
-
-def _of_all(done: int, total: int) -> None:
-    print(f"\r{done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
-
-
-add_commands(app, _show, _of_all)
+for command in (skill, skill_recorded, pretrain):
+    app.command()(command)

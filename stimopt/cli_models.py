@@ -1,112 +1,96 @@
 """Commands about models that learn from many patients: pretraining, and judging forecasts where the truth is known."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
-Names = Optional[list[str]]  # noqa: UP045  # Typer reads it at run time
-Show = Callable[[dict[str, Any], bool], None]
-Told = Callable[[int, int], None]
+from .cli_output import Json, Names, Out, Resume, Seed, Workers, of_all, show
 
 
-def add_commands(app: typer.Typer, show: Show, of_all: Told) -> None:
-    """Add `skill`, `skill-recorded` and `pretrain` to the command line.
+def skill(
+    model: Annotated[str, typer.Argument(help="Model, with options if any: 'ieeg-foundation {adapt: context}'.")],
+    out: Out,
+    also: Annotated[Names, typer.Option(help="Further models or options to judge; repeat.")] = None,
+    against: Annotated[Names, typer.Option(help="Baselines; repeat. All, if not given.")] = None,
+    family: Annotated[Names, typer.Option(help="Circuit families, each apart; repeat.")] = None,
+    patients: Annotated[int, typer.Option(min=1, help="Of each family.")] = 20,
+    trials: Annotated[Optional[list[int]], typer.Option(min=0, help="Past trials; repeat.")] = None,  # noqa: UP045
+    split: Annotated[Names, typer.Option(help="Which splits; repeat. All, if not given.")] = None,
+    stimuli: Annotated[int, typer.Option(min=1, help="In each split.")] = 8,
+    repeats: Annotated[int, typer.Option(min=2, help="Of each stimulus, from other states.")] = 8,
+    slope_points: Annotated[int, typer.Option(min=0, help="Where slopes are compared; 0 for none.")] = 16,
+    seeds: Annotated[int, typer.Option(min=1, help="Each draws its own past trials and fits anew.")] = 1,
+    workers: Workers = 1,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """A model's forecasts beside its baselines' on simulated patients that nobody was trained on.
 
-    Args:
-        app: Gets them.
-        show: Prints a result, as JSON or for a person.
-        of_all: Told how much is done.
+    Example: stimopt skill "ieeg-foundation {adapt: context}" --family jansen-rit --patients 20 --out skill/tiny
     """
+    from .contenders import contenders
+    from .protocol import ProtocolSettings, run_protocol
+    from .protocol_bars import protocol_bars
+    from .protocol_splits import SPLITS
 
-    @app.command()
-    def skill(
-        model: Annotated[str, typer.Argument(help="Model, with options if any: 'ieeg-foundation {adapt: context}'.")],
-        out: Annotated[Path, typer.Option("--out", help="Folder to create.")],
-        also: Annotated[Names, typer.Option(help="Further models or options to judge; repeat.")] = None,
-        against: Annotated[Names, typer.Option(help="Baselines; repeat. All, if not given.")] = None,
-        family: Annotated[Names, typer.Option(help="Circuit families, each apart; repeat.")] = None,
-        patients: Annotated[int, typer.Option(min=1, help="Of each family.")] = 20,
-        trials: Annotated[Optional[list[int]], typer.Option(min=0, help="Past trials; repeat.")] = None,  # noqa: UP045
-        split: Annotated[Names, typer.Option(help="Which splits; repeat. All, if not given.")] = None,
-        stimuli: Annotated[int, typer.Option(min=1, help="In each split.")] = 8,
-        repeats: Annotated[int, typer.Option(min=2, help="Of each stimulus, from other states.")] = 8,
-        slope_points: Annotated[int, typer.Option(min=0, help="Where slopes are compared; 0 for none.")] = 16,
-        seeds: Annotated[int, typer.Option(min=1, help="Each draws its own past trials and fits anew.")] = 1,
-        workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
-        as_json: Json = False,
-    ) -> None:
-        """A model's forecasts beside its baselines' on simulated patients that nobody was trained on.
+    judged = contenders([model, *(also or [])], trials or (0, 1, 5, 20), against)
+    settings = ProtocolSettings(
+        families=tuple(family or ["jansen-rit"]), patients=patients, splits=tuple(split or SPLITS),
+        stimuli=stimuli, repeats=repeats, slope_points=slope_points, seeds=tuple(range(seeds)),
+    )  # fmt: skip
+    table = run_protocol(out, settings, judged, workers=workers, resume=resume, progress=None if as_json else of_all)
+    bars = protocol_bars(table, judged[0].label)
+    if as_json:
+        show({"skill": str(out), **table.to_dict(), "bars": bars.to_dict("records")}, True)
+    else:
+        print(table.text())
+        print(bars.round(3).to_string(index=False))
 
-        Example: stimopt skill "ieeg-foundation {adapt: context}" --family jansen-rit --patients 20 --out skill/tiny
-        """
-        from .contenders import contenders
-        from .protocol import ProtocolSettings, run_protocol
-        from .protocol_bars import protocol_bars
-        from .protocol_splits import SPLITS
 
-        judged = contenders([model, *(also or [])], trials or (0, 1, 5, 20), against)
-        settings = ProtocolSettings(
-            families=tuple(family or ["jansen-rit"]), patients=patients, splits=tuple(split or SPLITS),
-            stimuli=stimuli, repeats=repeats, slope_points=slope_points, seeds=tuple(range(seeds)),
-        )  # fmt: skip
-        table = run_protocol(
-            out, settings, judged, workers=workers, resume=resume, progress=None if as_json else of_all
-        )
-        bars = protocol_bars(table, judged[0].label)
-        if as_json:
-            show({"skill": str(out), **table.to_dict(), "bars": bars.to_dict("records")}, True)
-        else:
-            print(table.text())
-            print(bars.round(3).to_string(index=False))
+def skill_recorded(
+    model: Annotated[str, typer.Argument(help="Model, with options if any.")],
+    against: Annotated[Names, typer.Option(help="Baselines; repeat.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """A model on a person's recording: every stimulation site left out in turn. Needs STIMOPT_DATA.
 
-    @app.command("skill-recorded")
-    def skill_recorded(
-        model: Annotated[str, typer.Argument(help="Model, with options if any.")],
-        against: Annotated[Names, typer.Option(help="Baselines; repeat.")] = None,
-        seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
-        as_json: Json = False,
-    ) -> None:
-        """A model on a person's recording: every stimulation site left out in turn. Needs STIMOPT_DATA.
+    Example: stimopt skill-recorded ieeg-foundation
+    """
+    from . import plugins
+    from .contenders import contenders
+    from .recorded_protocol import RECORDED_BASELINES, ccep_trials, leave_sites_out
 
-        Example: stimopt skill-recorded ieeg-foundation
-        """
-        from . import plugins
-        from .contenders import contenders
-        from .recorded_protocol import RECORDED_BASELINES, ccep_trials, leave_sites_out
+    known = plugins.names("models")
+    others = against or [name for name in RECORDED_BASELINES if name in known]
+    judged = contenders([model], (20,), others)
+    table = leave_sites_out(ccep_trials(), judged, seed=seed, progress=None if as_json else of_all)
+    gaps = table.differences(judged[0].label)
+    if as_json:
+        show({"summary": table.summary().to_dict("records"), "differences": gaps.to_dict("records")}, True)
+    else:
+        print(table.text())
+        print(gaps.round(3).to_string(index=False))
 
-        known = plugins.names("models")
-        others = against or [name for name in RECORDED_BASELINES if name in known]
-        judged = contenders([model], (20,), others)
-        table = leave_sites_out(ccep_trials(), judged, seed=seed, progress=None if as_json else of_all)
-        gaps = table.differences(judged[0].label)
-        if as_json:
-            show({"summary": table.summary().to_dict("records"), "differences": gaps.to_dict("records")}, True)
-        else:
-            print(table.text())
-            print(gaps.round(3).to_string(index=False))
 
-    @app.command("pretrain")
-    def pretrain_command(
-        config: Annotated[Path, typer.Argument(help="What to learn from, and how; see examples/pretrain.yaml.")],
-        out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint; its run is kept beside it.")],
-        seed: Annotated[Optional[int], typer.Option("--seed", min=0, help="In place of the file's.")] = None,  # noqa: UP045
-        resume: Annotated[bool, typer.Option("--resume", help="Go on where a stopped run left off.")] = False,
-        as_json: Json = False,
-    ) -> None:
-        """A foundation model from virtual patients and recordings, with a card that says what it was made of.
+def pretrain(
+    config: Annotated[Path, typer.Argument(help="What to learn from, and how; see examples/pretrain.yaml.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the checkpoint; its run is kept beside it.")],
+    seed: Seed = None,
+    resume: Resume = False,
+    as_json: Json = False,
+) -> None:
+    """A foundation model from virtual patients and recordings, with a card that says what it was made of.
 
-        Example: stimopt pretrain examples/pretrain.yaml --out models/tiny
-        """
-        from .pretraining import pretrain_from, progress_bars
+    Example: stimopt pretrain examples/pretrain.yaml --out models/tiny
+    """
+    from .pretraining import pretrain_from, progress_bars
 
-        if as_json:
-            result = pretrain_from(config, out, seed=seed, resume=resume)
-        else:
-            with progress_bars() as told:
-                result = pretrain_from(config, out, seed=seed, resume=resume, progress=told)
-        if result:
-            show(result, as_json)
+    if as_json:
+        result = pretrain_from(config, out, seed=seed, resume=resume)
+    else:
+        with progress_bars() as told:
+            result = pretrain_from(config, out, seed=seed, resume=resume, progress=told)
+    if result:
+        show(result, as_json)

@@ -19,6 +19,7 @@ Margin   [*batch, limit]   1 idle, 0 at the limit, negative outside, NaN not eva
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -305,4 +306,5 @@ def _switched(current_ma: Tensor) -> Tensor:
 def _chosen(keep: Tensor, kept: Stimulus, other: Stimulus) -> Stimulus:
     """Row by row, `kept` where `keep` holds and `other` elsewhere; the electrical numbers only."""
     names = ("amplitude_ma", "frequency_hz", "pulse_width_us", "pulses", "onset_s", "interphase_us")
-    return replace(kept, **{name: where_rows(keep, getattr(kept, name), getattr(other, name)) for name in names})  # type: ignore[arg-type]
+    chosen: dict[str, Any] = {name: where_rows(keep, getattr(kept, name), getattr(other, name)) for name in names}
+    return replace(kept, **chosen)

@@ -17,7 +17,7 @@ from torch import Tensor
 from .errors import MontageError, ShapeError, StimulusError
 from .montage import Montage
 from .tensors import map_tensors, require_finite
-from .units import phase_charge_uc
+from .units import SECONDS_PER_MICROSECOND, phase_charge_uc
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Stimulus:
         self._require_deliverable()
 
     def _require_deliverable(self) -> None:
-        pulse_s = (2 * self.pulse_width_us + self.interphase_us) * 1e-6
+        pulse_s = (2 * self.pulse_width_us + self.interphase_us) * SECONDS_PER_MICROSECOND
         train = self.pulses > 1
         claims = [
             (self.frequency_hz > 0, "frequency_hz must be positive"),

@@ -146,7 +146,7 @@ def test_processes_draw_other_patients_with_as_many_past_trials(patients):
         batches = [draw_batch(patients, DRAW, 1, step, rank) for rank in (0, 1)]
         middles = [set(batch.subject.rest_uv.flatten().tolist()) - {0.0} for batch in batches]
         assert not middles[0] & middles[1]
-        assert len({batch.past.drive.shape[1] for batch in batches}) == 1
+        assert len({batch.past.charge.shape[1] for batch in batches}) == 1
         assert len({batch.asked.context.shape[-1] for batch in batches}) == 1
 
 

@@ -98,10 +98,10 @@ def stepped(network, where, patch):
 
 
 def shots(context):
-    none = torch.zeros(1, len(context), 0)
-    drive, response = torch.zeros(1, len(context), 2, CHANNELS, 1), context.new_zeros(1, *context.shape[:2], 0)
+    none, charge = torch.zeros(1, len(context), 0), torch.zeros(1, len(context), 2, CHANNELS)
+    response = context.new_zeros(1, *context.shape[:2], 0)
     good = torch.ones_like(context, dtype=torch.bool).unsqueeze(0)
-    return Shots(context.unsqueeze(0), good, drive, none, none, response, response.bool())
+    return Shots(context.unsqueeze(0), good, charge, none, none, none, response, response.bool())
 
 
 @pytest.mark.parametrize("count", [1, 16])
