@@ -16,13 +16,13 @@ import torch
 from stimopt.montage import Montage
 from stimopt.tensors import generator, stream_seed
 
-from .circuit_patients import hopf_patient, wilson_cowan_patient
+from .circuit_patients import hopf_patient, kuramoto_patient, montbrio_patient, wilson_cowan_patient
 from .cohort import cohort, jansen_rit_patient, linear_patient
 from .connectome import Connectome, read_connectome, without_regions
 from .implanted import fitting_step
 from .network import Network
 from .population import Population, drawn_count
-from .seizure_patients import wendling_patient
+from .seizure_patients import epileptor_patient, wendling_patient
 from .twin import Twin
 
 WINDOW_S, RATE_HZ = 0.5, 250.0
@@ -67,6 +67,33 @@ def wilson_cowan_corpus_patient(*, patient: int = 0) -> Twin:
         patient: Any whole number.
     """
     return _in_single(_at_once(wilson_cowan_patient(**_asked("wilson-cowan", patient), rate_hz=RATE_HZ)))
+
+
+def kuramoto_corpus_patient(*, patient: int = 0) -> Twin:
+    """A `kuramoto_patient` with 8 to 16 regions and contacts, 250 Hz.
+
+    Args:
+        patient: Any whole number.
+    """
+    return _in_single(_at_once(kuramoto_patient(**_asked("kuramoto", patient), rate_hz=RATE_HZ)))
+
+
+def montbrio_corpus_patient(*, patient: int = 0) -> Twin:
+    """A `montbrio_patient` with 8 to 16 regions and contacts, 250 Hz; slow to play, its step is 0.1 ms.
+
+    Args:
+        patient: Any whole number.
+    """
+    return _in_single(_at_once(montbrio_patient(**_asked("montbrio", patient), rate_hz=RATE_HZ)))
+
+
+def epileptor_corpus_patient(*, patient: int = 0) -> Twin:
+    """An `epileptor_patient` with 8 to 16 regions and contacts, 250 Hz.
+
+    Args:
+        patient: Any whole number.
+    """
+    return _in_single(_at_once(epileptor_patient(**_asked("epileptor", patient), rate_hz=RATE_HZ)))
 
 
 def linear_corpus_patient(*, patient: int = 0) -> Twin:

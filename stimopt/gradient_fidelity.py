@@ -7,16 +7,17 @@ share of the current that has moved from a pair to the next one on its shaft; it
 taken where a quarter has, away from the kinks where a contact's current changes sign.
 
 The patient's slope is a central difference with common random numbers: every point starts from the
-same states with the same noise. Steps, chosen for far more effect than noise and little
-curvature: 5 % of the amplitude or width, 3 % of the frequency (3 ms at the end of a train of
-five at 40 Hz), and 0.1 of the current for place. The forecaster's slope is
-autograd through the mean of its forecasts from the same states. `trains` have two pulses at least: the
-frequency of a single pulse has no meaning.
+same states and meets the same noise, and effects are means over several draws of it. Steps, chosen
+for far more effect than noise and little curvature: 5 % of the amplitude or width, 3 % of the
+frequency (3 ms at the end of a train of five at 40 Hz), and 0.1 of the current for place. The
+forecaster's slope is autograd through the mean of its forecasts from the same states. `trains`
+have two pulses at least: the frequency of a single pulse has no meaning.
 
 | name | meaning |
 | --- | --- |
 | sign | share of equal signs, on the half of the points with the patient's larger slopes |
 | cosine | of the two vectors of slopes over all points |
+| ceiling | the cosine that would be expected of one who knew the mean over all noise, by Spearman and Brown's formula |
 """
 
 import math
@@ -58,15 +59,20 @@ class SlopePoints:
         next_weights: Shares of the current at the contacts once all of it has moved to the next pair.
         contexts: Of the states that every point starts from, `[state]`.
         slope: The patient's, by objective and knob; `[point]`. Of logarithms for amplitude, frequency and width.
+        ceiling: How well one who knew the mean over all noise would agree, a cosine, by objective and knob; NaN where
+            there was one draw, or two halves of the draws have nothing in common.
     """
 
     trains: Stimulus
     next_weights: Float[Tensor, "point contact"]
     contexts: Context
     slope: Mapping[str, Mapping[str, Float[Tensor, " point"]]]
+    ceiling: Mapping[str, Mapping[str, float]]
 
 
-def slope_points(system: System, design: Design, *, points: int, states: int, seed: int) -> SlopePoints:
+def slope_points(
+    system: System, design: Design, *, points: int, states: int, seed: int, futures: int = 1
+) -> SlopePoints:
     """Draw points and take the patient's slopes at them.
 
     Args:
@@ -75,25 +81,54 @@ def slope_points(system: System, design: Design, *, points: int, states: int, se
         points: How many.
         states: From how many states each is delivered.
         seed: Names the streams.
+        futures: Draws of the noise that effects are means of.
     """
     trains, names = design.anywhere(points, PULSES, generator(seed, "slopes"))
     pairs = design.montage.neighbour_pairs()
     beside = torch.stack([contact_weights(design.montage, next_pair(pairs, name)) for name in names])
     begun = system.start((states,), generator(seed, "slopes", "start"))
     contexts, state = quiet_context(system, begun, seed, "slopes")
-    silent = answers(system, state, no_stimulus(system.montage, (states,)), torch.arange(states), seed, 0)
-    sides = {(knob, sign): turned(trains, beside, knob, sign * _STEPS[knob]) for knob in KNOBS for sign in (-1, 1)}
-    read = {}
-    for key, moved in sides.items():
-        rows = torch.arange(states).repeat(points)
-        answer = answers(system, state, repeated(moved, states), rows, seed, 0)
-        effect_uv = (answer.signal_uv.unflatten(0, (points, states)) - silent.signal_uv).mean(1)
-        read[key] = replace(answer, signal_uv=effect_uv)
-    slope = {
-        name: {knob: (of(read[knob, 1]) - of(read[knob, -1])) / (2 * _STEPS[knob]) for knob in KNOBS}
-        for name, of in OBJECTIVES.items()
-    }
-    return SlopePoints(trains, beside, contexts, slope)
+    rows, none = torch.arange(states).repeat(points), no_stimulus(system.montage, (states,))
+    effects: dict[tuple[str, int], list[Response]] = {(knob, sign): [] for knob in KNOBS for sign in (-1, 1)}
+    for future in range(futures):
+        silent = answers(system, state, none, torch.arange(states), seed, future)
+        for (knob, sign), found in effects.items():
+            moved = turned(trains, beside, knob, sign * _STEPS[knob])
+            answer = answers(system, state, repeated(moved, states), rows, seed, future)
+            effect_uv = (answer.signal_uv.unflatten(0, (points, states)) - silent.signal_uv).mean(1)
+            found.append(replace(answer, signal_uv=effect_uv))
+    whole, half = slice(None), futures // 2
+    slope = {name: {knob: _slope(effects, name, knob, whole) for knob in KNOBS} for name in OBJECTIVES}
+    ceiling = {
+        name: {
+            knob: _ceiling(_slope(effects, name, knob, slice(half)), _slope(effects, name, knob, slice(half, None)))
+            if half else math.nan for knob in KNOBS
+        } for name in OBJECTIVES
+    }  # fmt: skip
+    return SlopePoints(trains, beside, contexts, slope, ceiling)
+
+
+def _slope(
+    effects: Mapping[tuple[str, int], list[Response]], objective: str, knob: str, futures: slice
+) -> Float[Tensor, " point"]:
+    """Central difference in the mean effect over some draws of the noise."""
+    sides = []
+    for sign in (1, -1):
+        some = effects[knob, sign][futures]
+        mean_uv = torch.stack([one.signal_uv for one in some]).mean(0)
+        sides.append(OBJECTIVES[objective](replace(some[0], signal_uv=mean_uv)))
+    return (sides[0] - sides[1]) / (2 * _STEPS[knob])
+
+
+def _ceiling(one: Tensor, other: Tensor) -> float:
+    """Cosine with the mean over all noise that is to be expected of the mean over both halves.
+
+    Halves whose slopes are the truth and an error each have a cosine of r = T / (T + E), T and E the mean squares;
+    their mean has an error of E / 2, so its cosine with the truth is the root of T / (T + E / 2) = 2 r / (1 + r)
+    (Spearman, Br J Psychol 3 (1910) 271-295; Brown, ibid., 296-322).
+    """
+    share = agreement(one, other)["cosine"]
+    return math.sqrt(2 * share / (1 + share)) if share > 0 else math.nan
 
 
 def slope_fidelity(forecaster: Forecaster, points: SlopePoints) -> list[dict[str, str | float]]:
@@ -104,7 +139,8 @@ def slope_fidelity(forecaster: Forecaster, points: SlopePoints) -> list[dict[str
     rows: list[dict[str, str | float]] = []
     for knob in KNOBS:
         for name, own in _slopes(forecaster, points, knob).items():
-            rows.append({"objective": name, "knob": knob, **agreement(own, points.slope[name][knob])})
+            agreed = agreement(own, points.slope[name][knob])
+            rows.append({"objective": name, "knob": knob, **agreed, "ceiling": points.ceiling[name][knob]})
     return rows
 
 

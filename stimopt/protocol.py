@@ -56,6 +56,7 @@ class ProtocolSettings:
         states: How many states there are.
         slope_points: Points at which slopes are compared; 0 for none.
         slope_states: States from which each point is delivered.
+        slope_futures: Draws of the noise that its effects are means of.
         seeds: Each draws its own past trials and fits anew; tests stay.
         ranges: Of the stimuli.
         system_options: Options of the systems, such as regions or contacts.
@@ -70,6 +71,7 @@ class ProtocolSettings:
     states: int = 48
     slope_points: int = 16
     slope_states: int = 4
+    slope_futures: int = 4
     seeds: tuple[int, ...] = (0,)
     ranges: StimulusRanges = field(default_factory=StimulusRanges)
     system_options: Mapping[str, Any] = field(default_factory=dict)
@@ -222,8 +224,8 @@ def _case(settings: ProtocolSettings, family: str, number: int) -> _Case:
         system, design, splits=settings.splits, stimuli=settings.stimuli, repeats=settings.repeats,
         states=settings.states, seed=seed,
     )  # fmt: skip
-    count, states = settings.slope_points, settings.slope_states
-    slopes = slope_points(system, design, points=count, states=states, seed=seed) if count else None
+    count, states, futures = settings.slope_points, settings.slope_states, settings.slope_futures
+    slopes = slope_points(system, design, points=count, states=states, seed=seed, futures=futures) if count else None
     return _Case(system, design, exam, slopes, resting(system, seed))
 
 

@@ -18,6 +18,7 @@ SHOWN = (
     "coverage_80", "coverage_90", "coverage_95",
 )  # fmt: skip
 _READ = ("r2_mean_share", "r2_mean", "r2_effect", "r2", "r2_shuffled", "crps_uv", "coverage_90")  # fits a screen
+_SLOPES = ("sign", "cosine", "ceiling")
 COMPARED = ("r2_mean", "r2_effect", "crps_uv")
 _LOWER = ("crps_uv",)  # better when lower; differences are turned so that more is always better
 
@@ -29,7 +30,7 @@ class ProtocolTable:
     Attributes:
         rows: One a patient, contender, number of past trials, seed and split: all readings of `protocol_readings`,
             and "family", "patient", "model", "trials", "seed", "split", "fit_cpu_s".
-        slopes: One a patient, contender, objective and knob: "sign" and "cosine".
+        slopes: One a patient, contender, objective and knob: "sign", "cosine" and its "ceiling".
         refused: What could not be made, and why.
     """
 
@@ -44,7 +45,7 @@ class ProtocolTable:
 
     def slope_summary(self) -> pd.DataFrame:
         """The same for slopes."""
-        return _grouped(self.slopes, ["family", "objective", "knob", "model", "trials"], ("sign", "cosine"))
+        return _grouped(self.slopes, ["family", "objective", "knob", "model", "trials"], _SLOPES)
 
     def differences(
         self, model: str, trials: int, metrics: Sequence[str] = COMPARED, against_trials: int = 20
@@ -90,7 +91,7 @@ class ProtocolTable:
         slopes = self.slope_summary()
         known = slopes if slopes.empty else slopes[slopes.sign.notna()]
         for (family, objective), part in _blocks(known, ["family", "objective"]):
-            blocks.append(f"{family}, slopes of {objective}\n{_shown(part, ('sign', 'cosine'), ('knob',))}")
+            blocks.append(f"{family}, slopes of {objective}\n{_shown(part, _SLOPES, ('knob',))}")
         if not self.refused.empty:
             for (model, trials), part in self.refused.groupby(["model", "trials"], sort=False):
                 blocks.append(f"{model} on {trials} trials, {len(part)} not made: {part.reason.iloc[0]}")

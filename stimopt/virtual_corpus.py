@@ -24,7 +24,8 @@ from .errors import ConfigError, DataError
 from .tensors import one_thread, stream_seed
 
 TRAINING_MIX: Mapping[str, float] = {
-    "jansen-rit": 0.25, "jansen-rit-cohort": 0.25, "hopf": 0.2, "wendling": 0.2, "linear": 0.1,
+    "jansen-rit": 0.2, "jansen-rit-cohort": 0.2, "hopf": 0.15, "wendling": 0.15, "linear": 0.1, "kuramoto": 0.1,
+    "epileptor": 0.06, "montbrio": 0.04,
 }  # fmt: skip
 HELD_OUT = "wilson-cowan"
 FIRST: Mapping[str, int] = {"training": 0, "validation": 100_000, "test": 200_000}

@@ -11,7 +11,16 @@ from stimopt import protocol
 from stimopt.contenders import Contender, contender, contenders
 from stimopt.errors import ConfigError, RunError
 from stimopt.forecaster import Forecaster, GaussianForecast
-from stimopt.gradient_fidelity import KNOBS, PULSES, agreement, next_pair, slope_fidelity, slope_points, turned
+from stimopt.gradient_fidelity import (
+    KNOBS,
+    PULSES,
+    _ceiling,
+    agreement,
+    next_pair,
+    slope_fidelity,
+    slope_points,
+    turned,
+)
 from stimopt.montage import Contact, monopolar
 from stimopt.protocol import FIRST_PATIENT, ProtocolSettings, patient_system, read_protocol, run_protocol
 from stimopt.protocol_bars import protocol_bars
@@ -27,7 +36,7 @@ from stimopt.tensors import generator, row_keys, row_noise
 
 TINY = ProtocolSettings(
     families=("linear",), patients=2, splits=("trials", "sites"), stimuli=2, repeats=2, states=3, slope_points=2,
-    slope_states=2,
+    slope_states=2, slope_futures=2,
 )  # fmt: skip
 WAVE = (2 * math.pi * 10 * torch.arange(125, dtype=torch.float64) / 250).sin()
 
@@ -272,7 +281,7 @@ class Knowing(Forecaster):
 
 @pytest.fixture(scope="module")
 def known(patient, design):
-    return patient, slope_points(patient, design, points=12, states=3, seed=2)
+    return patient, slope_points(patient, design, points=12, states=3, seed=2, futures=2)
 
 
 def test_slopes_of_a_known_brain_are_its_derivatives(known):
@@ -284,6 +293,16 @@ def test_slopes_of_a_known_brain_are_its_derivatives(known):
     assert torch.allclose(slope["width"], rms / 2, rtol=1e-3)  # of a square root, step 5 %
     assert torch.allclose(slope["frequency"], rms / points.trains.frequency_hz.log(), rtol=1e-3)
     assert float(points.trains.pulses.min()) >= PULSES[0]
+
+
+def test_the_ceiling_of_slopes_is_what_the_truth_reaches_beside_a_mean_of_two_noisy_halves(known):
+    source = generator(3, "halves")
+    truth, *errors = torch.randn(3, 200_000, generator=source)
+    one, other = (truth + 1.5 * error for error in errors)
+    reached = agreement(truth, (one + other) / 2)["cosine"]
+    assert _ceiling(one, other) == pytest.approx(reached, abs=0.01)
+    assert math.isnan(_ceiling(one, -one))
+    assert min(value for part in known[1].ceiling.values() for value in part.values()) > 0.999  # its noise cancels
 
 
 def test_a_forecaster_that_knows_has_every_slope_right_and_a_constant_one_has_none(known, design):
@@ -419,6 +438,7 @@ def files(better):
         "knob": "amplitude",
         "sign": 0.95,
         "cosine": 0.7,
+        "ceiling": 0.9,
     }
     return [{"family": "linear", "patient": i, "rows": rows(i), "slopes": [slope], "refused": []} for i in range(12)]
 
