@@ -9,6 +9,8 @@ effect          squared error of the difference between two branches on the same
                 change of the stimulus does counts as much as what the whole stimulus does
 ongoing         likelihood of the next patch
 statistics      likelihood of each band's log power in the window
+own             energy score of the last patches of a context, rolled out on the network's own samples (Gneiting and
+                Raftery, JASA 102 (2007) 359-378)
 """
 
 import math
@@ -18,14 +20,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stimopt.tensors import map_tensors
+from stimopt.errors import ConfigError
+from stimopt.tensors import generator, map_tensors
 
 from .ieeg_batches import Batch
 from .ieeg_subject import BANDS_HZ
 from .ieeg_transformer import Answer, IeegTransformer
+from .ieeg_waves import WHOLE
 
 _BETA = 0.5
 _SMALL = 0.02  # of effects, in squared units of spread
+_ROLLED, _ROLLED_CONTEXTS = 3, 2  # patches at the end of a context, and contexts of each patient: it costs time
 _FLOOR = 1e-3  # of log power, in squared units of spread
 
 
@@ -38,22 +43,26 @@ class Weights:
     effect: float = 1.0
     ongoing: float = 0.1
     statistics: float = 0.05
+    own: float = 0.05
 
 
-def losses(network: IeegTransformer, batch: Batch, *, full: bool | None = None) -> tuple[Answer, dict[str, Tensor]]:
+def losses(
+    network: IeegTransformer, batch: Batch, *, full: bool | None = None, seed: int = 0
+) -> tuple[Answer, dict[str, Tensor]]:
     """The network's answer to a batch, and every loss of it.
 
     Args:
         network: In training.
         batch: See `draw_batch`.
         full: See the network.
+        seed: Of the network's own samples.
     """
     answer = network(batch.subject, batch.past, batch.asked, batch.rate_hz, full=full)
     with torch.autocast(batch.truth.device.type, enabled=False):  # likelihoods need more digits than half precision has
-        return answer, _losses(network, answer, batch)
+        return answer, _losses(network, answer, batch, seed)
 
 
-def _losses(network: IeegTransformer, answer: Answer, batch: Batch) -> dict[str, Tensor]:
+def _losses(network: IeegTransformer, answer: Answer, batch: Batch, seed: int) -> dict[str, Tensor]:
     answer = map_tensors(answer, lambda x: x.to(batch.truth))
     there = batch.good & batch.subject.there.unsqueeze(1).unsqueeze(-1)
     found = {
@@ -62,6 +71,9 @@ def _losses(network: IeegTransformer, answer: Answer, batch: Batch) -> dict[str,
         "ongoing": _ongoing_loss(network, answer, batch),
         "statistics": _statistics_loss(answer, batch.truth, there, batch.rate_hz),
     }
+    patch = answer.ongoing.patch
+    if patch.shape[2] > 1:
+        found["own"] = _own_loss(network, batch, patch, seed)
     if batch.branches > 1:
         found["effect"] = effect_loss(answer.mean, batch.truth, there, batch.branches)
     return found
@@ -116,6 +128,60 @@ def _ongoing_loss(network: IeegTransformer, answer: Answer, batch: Batch) -> Ten
     return _mean(each, known[..., None, None].expand_as(each))
 
 
+def _own_loss(network: IeegTransformer, batch: Batch, patch: Tensor, seed: int) -> Tensor:
+    contexts = batch.asked.context.shape[1]
+    some = patch.unflatten(0, (-1, contexts))[:, :_ROLLED_CONTEXTS].flatten(0, 1)
+    where, there = network.standing(batch.subject).to(patch), batch.subject.heard & batch.subject.there
+    where, there = (x.repeat_interleave(min(contexts, _ROLLED_CONTEXTS), 0) for x in (where, there))
+    kept = max(1, patch.shape[2] - _ROLLED)
+    return own_samples_loss(network, where, some, kept, generator(seed, "own samples"), there)
+
+
+def own_samples_loss(
+    network: IeegTransformer,
+    where: Float[Tensor, "#row channel width"],
+    patch: Float[Tensor, "row channel patch wave"],
+    kept: int,
+    source: torch.Generator,
+    there: Bool[Tensor, "#row channel"] | None = None,
+) -> Float[Tensor, ""]:
+    """Energy score of patches rolled out on the network's own samples: a proper score, so lowest for the true law.
+
+    Differentiable in the network through every drawn patch. Likelihood alone teaches one step on recorded pasts; this
+    teaches what the network's own pasts lead to.
+
+    Args:
+        network: In training.
+        where: See `follow`.
+        patch: Recorded patches, good throughout.
+        kept: How many of them are given; the others are rolled out.
+        source: Draws two roll-outs.
+        there: See `follow`.
+
+    Raises:
+        ConfigError: If nothing is given or nothing left to roll out.
+    """
+    if not 0 < kept < patch.shape[2]:
+        raise ConfigError(f"kept is {kept} of {patch.shape[2]} patches; give 1 or more and leave 1 or more.")
+    truth, whole = patch[:, :, kept:], torch.full_like(patch[..., :1], WHOLE)
+    rolled = []
+
+    def drawn(token: Tensor) -> Tensor:
+        noise = torch.randn(patch[:, :, :1].shape, generator=source, device=source.device)
+        return network.drawn(token, noise.to(patch))
+
+    for _ in range(2):
+        token, memory = network.follow(where, patch[:, :, :kept], whole[:, :, :kept], None, there)
+        parts = [drawn(token)]
+        while len(parts) < truth.shape[2]:
+            token, memory = network.follow(where, parts[-1], whole[:, :, :1], memory, there)
+            parts.append(drawn(token))
+        rolled.append(torch.cat(parts, 2))
+    one, two = rolled
+    each = (_size(one - truth) + _size(two - truth) - _size(one - two)) / 2  # [row, channel]
+    return each.mean() if there is None else (each * there).sum() / there.expand_as(each).sum().clamp_min(1)
+
+
 def _statistics_loss(answer: Answer, truth: Tensor, there: Tensor, rate_hz: float) -> Tensor:
     power, known = band_log_power(truth * there, rate_hz)
     mean, log_spread = answer.statistics.unbind(-1)
@@ -137,3 +203,8 @@ def band_log_power(signal: Float[Tensor, "*batch time"], rate_hz: float) -> tupl
 
 def _mean(each: Tensor, there: Tensor) -> Tensor:
     return (each * there).sum() / there.expand_as(each).sum().clamp_min(1)
+
+
+def _size(patch: Float[Tensor, "row channel patch wave"]) -> Float[Tensor, "row channel"]:
+    """Euclidean norm, per number; smooth at zero."""
+    return (patch.square().mean((-2, -1)) + 1e-12).sqrt()

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stimopt.errors import CheckpointError, ConfigError
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import generator, map_tensors, stream_seed
 
 from .ieeg_batches import Batch, Draw, Patient, draw_batch
 from .ieeg_judging import PASTS, judged
@@ -131,9 +131,9 @@ class _Told(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: Callable[[], Batch], full: bool | None) -> dict[str, Tensor]:
+    def forward(self, batch: Callable[[], Batch], full: bool | None, seed: int) -> dict[str, Tensor]:
         """The losses of a batch, which comes in a function because Fabric takes no frozen dataclasses."""
-        return losses(self.network, batch(), full=full)[1]
+        return losses(self.network, batch(), full=full, seed=seed)[1]
 
 
 def pretrain(
@@ -291,7 +291,8 @@ def _stepped(run: _Run, patients: Sequence[Patient], recipe: Recipe, tally: _Tal
     for group in run.optimizer.param_groups:
         group["lr"] = recipe.rate * pace(run.step, recipe)
     run.optimizer.zero_grad(set_to_none=True)
-    found = run.told(lambda: batch, False if chance < recipe.hubs_only else None)
+    own = stream_seed(recipe.seed, "own", run.step, _rank(run.fabric))
+    found = run.told(lambda: batch, False if chance < recipe.hubs_only else None, own)
     loss = total(found, recipe.weights)
     run.fabric.backward(loss) if run.fabric else loss.backward()
     torch.nn.utils.clip_grad_norm_(run.network.parameters(), 1.0)

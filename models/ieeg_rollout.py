@@ -9,8 +9,6 @@ context's by a stated factor is pulled back to that much, and how often that hap
 Patches are written in cosines to 80 Hz; faster activity is not in a roll-out. The network gives each cosine a scale of
 its own. What its misses have in common, between the cosines of a patch and between channels, is taken in closed form
 from rest where that is given: without it edges of patches and channels know nothing of each other.
-
-Reference: Gneiting and Raftery, JASA 102 (2007) 359-378 (energy score).
 """
 
 import copy
@@ -18,7 +16,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
@@ -29,10 +27,9 @@ from stimopt.response import Response
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_subject import joined_subjects
 from .ieeg_transformer import LONGEST, IeegTransformer, Ongoing
-from .ieeg_waves import PATCH_S, patch_samples, patches, unpatched
+from .ieeg_waves import PATCH_S, WHOLE, patch_samples, patches, unpatched
 
 MOST_ENERGY = 4.0  # times the largest patch of the context: twice its size, which rest hardly ever reaches
-_WHOLE = 2.0  # what `patches` makes of a patch that is good throughout: the mean is counted twice
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,9 @@ def _drawn(
     """Samples in units of spread, and the share of patches that were shrunk."""
     length = patch_samples(rate_hz)
     token, memory = network.follow(where, patch, share)
-    whole, last, pulled, parts = torch.full_like(share[:, :, -1:], _WHOLE), patch[:, :, -1:], [], []
+    whole, last, pulled, parts = torch.full_like(share[:, :, -1:], WHOLE), patch[:, :, -1:], [], []
     for _ in range(math.ceil(samples / length)):
-        last = _next(network, token, last, noise)
+        last = network.drawn(token, noise.like(last))
         last = last * (torch.arange(last.shape[-1], device=last.device) < length)  # slow rates resolve fewer
         size = (most.unsqueeze(-1) / _energy(last).clamp_min(1e-12)).sqrt().clamp_max(1.0)
         last = last * size.unsqueeze(-1)
@@ -125,13 +122,6 @@ def _drawn(
         parts.append(last)
         token, memory = network.follow(where, last, whole, memory)
     return unpatched(torch.cat(parts, 2), rate_hz).flatten(2), torch.stack(pulled).mean(0)
-
-
-def _next(network: IeegTransformer, token: Tensor, patch: Tensor, noise: Noise) -> Tensor:
-    """A draw of the patch after the last token."""
-    mean, log_scale = network.following(Ongoing(token[:, :, -1:], patch))
-    drawn: Tensor = mean + log_scale.exp() * noise.like(mean)
-    return drawn
 
 
 def shaped_noise(
@@ -170,46 +160,6 @@ def _resolved(like: Tensor, rate_hz: float) -> slice:
     return slice(0, min(like.shape[-1], patch_samples(rate_hz)))
 
 
-def own_samples_loss(
-    network: IeegTransformer,
-    where: Float[Tensor, "#row channel width"],
-    patch: Float[Tensor, "row channel patch wave"],
-    kept: int,
-    generator: torch.Generator,
-    there: Bool[Tensor, "#row channel"] | None = None,
-) -> Float[Tensor, ""]:
-    """Energy score of patches rolled out on the network's own samples: a proper score, so lowest for the true law.
-
-    Differentiable in the network through every drawn patch. Likelihood alone teaches one step on recorded pasts; this
-    teaches what the network's own pasts lead to.
-
-    Args:
-        network: In training.
-        where: See `follow`.
-        patch: Recorded patches, good throughout.
-        kept: How many of them are given; the others are rolled out.
-        generator: Draws two roll-outs.
-        there: See `follow`.
-
-    Raises:
-        ConfigError: If nothing is given or nothing left to roll out.
-    """
-    if not 0 < kept < patch.shape[2]:
-        raise ConfigError(f"kept is {kept} of {patch.shape[2]} patches; give 1 or more and leave 1 or more.")
-    truth, whole = patch[:, :, kept:], torch.full_like(patch[..., :1], _WHOLE)
-    rolled, noise = [], Noise(generator)
-    for _ in range(2):
-        token, memory = network.follow(where, patch[:, :, :kept], whole[:, :, :kept], None, there)
-        parts = [_next(network, token, patch[:, :, :1], noise)]
-        while len(parts) < truth.shape[2]:
-            token, memory = network.follow(where, parts[-1], whole[:, :, :1], memory, there)
-            parts.append(_next(network, token, parts[-1], noise))
-        rolled.append(torch.cat(parts, 2))
-    one, two = rolled
-    each = (_size(one - truth) + _size(two - truth) - _size(one - two)) / 2  # [row, channel]
-    return each.mean() if there is None else (each * there).sum() / there.expand_as(each).sum().clamp_min(1)
-
-
 def _read(forecaster: FoundationForecaster, context: Context) -> tuple[Tensor, Tensor]:
     """Patches of a context in units of spread `[row, channel, patch, wave]`, and how much of each is good."""
     signal = context.signal_uv.reshape(-1, *context.signal_uv.shape[-2:])
@@ -233,8 +183,3 @@ def _require_fitting(forecaster: FoundationForecaster, context: Context) -> None
 def _energy(patch: Float[Tensor, "*batch wave"]) -> Float[Tensor, "*batch"]:
     """Mean square of a patch's samples; its cosines are orthogonal, and the first, the mean, was counted twice."""
     return patch.square().sum(-1) / 2 - patch[..., 0].square() / 4
-
-
-def _size(patch: Float[Tensor, "row channel patch wave"]) -> Float[Tensor, "row channel"]:
-    """Euclidean norm, per number; smooth at zero."""
-    return (patch.square().mean((-2, -1)) + 1e-12).sqrt()

@@ -1,8 +1,13 @@
 """Where current enters and who is near: what the foundation network is told of a stimulus, and how it answers pulses.
 
+A channel feels a current in two ways. *Near* it, current counts by a Gaussian of its distance, cathodes and anodes
+apart throughout (Steinhardt et al., J Neural Eng 17 (2020) 036009). As a *field*, it counts by the potential of point
+sources in a medium without borders, 1/r blunted at short distance, where cathodes and anodes cancel before the sign is
+told: what a pair does fades with the square of distance, and moves as current moves between its contacts.
+
 Everything is of distances in mm and charges in units of 1 mA for 200 us, so it holds in any implant, and is
 differentiable in current, width, frequency, onset and, through the shares of contacts, in place. Places that are not
-known are near to nothing. Cathodes and anodes are apart throughout (Steinhardt et al., J Neural Eng 17 (2020) 036009).
+known are near to nothing.
 """
 
 import torch
@@ -16,15 +21,19 @@ from .ieeg_waves import HORIZON_S, cosines
 
 COURSE_WAVES = 12  # in which the course of a current is told
 DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of the kernels' bumps
+FIELDS_MM = (3.0, 9.0)  # where 1/r is blunted: as far as a region's tissue may lie from the contact that records it
+REACHES = len(SPREADS_MM) + len(FIELDS_MM)
 PAIR = 4 * len(SPREADS_MM) + 8 + 1  # of `pair_features`
 _FAINT = 0.02  # units of charge, a fifth of the weakest pulse that pretraining drew, over which a place fades
 
 
-def nearness_of(subject: Subject) -> Float[Tensor, "patient spread channel contact"]:
-    """How much of a contact's current a channel feels, by distance; nothing where a place is unknown."""
+def nearness_of(subject: Subject) -> Float[Tensor, "patient reach channel contact"]:
+    """How much of a contact's current a channel feels, near it and as a field; nothing where a place is unknown."""
     apart = torch.cdist(subject.place_mm.nan_to_num(0.0), subject.contact_mm.nan_to_num(0.0))
     known = subject.place_mm.isfinite().all(-1).unsqueeze(-1) & subject.contact_mm.isfinite().all(-1).unsqueeze(-2)
-    return (closeness(apart) * known.unsqueeze(-1)).movedim(-1, 1)
+    blunt = apart.new_tensor(FIELDS_MM)
+    field = blunt / (apart.square().unsqueeze(-1) + blunt.square()).sqrt()
+    return (torch.cat([closeness(apart), field], -1) * known.unsqueeze(-1)).movedim(-1, 1)
 
 
 def closeness(apart_mm: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair spread"]:
@@ -36,16 +45,20 @@ def closeness(apart_mm: Float[Tensor, "*pair"]) -> Float[Tensor, "*pair spread"]
 def near_features(nearness: Tensor, shots: Shots, rate_hz: float) -> Float[Tensor, "patient shot channel feature"]:
     """The course of the charge that enters near each channel, and how near it enters whatever its size."""
     course = shots.course @ cosines(COURSE_WAVES, shots.course.shape[-1], shots.course, rate_hz).mT
-    entered = _felt(nearness, shots.charge.asinh()).unsqueeze(-1) * course[:, :, None, None, None, :]
+    entered = _felt(nearness, shots.charge).unsqueeze(-1) * course[:, :, None, None, None, :]
     near = 2 * _felt(nearness, _shares(shots)).unsqueeze(-1)
     return torch.cat([entered, near], -1).flatten(3).asinh()
 
 
 def _felt(
-    nearness: Tensor, entered: Float[Tensor, "patient shot 2 contact"]
-) -> Float[Tensor, "patient shot channel 2 spread"]:
-    """What enters at contacts, as channels feel it."""
-    return torch.einsum("bsck,bnpk->bncps", nearness, entered)
+    nearness: Tensor, charge: Float[Tensor, "patient shot 2 contact"]
+) -> Float[Tensor, "patient shot channel 2 reach"]:
+    """What enters at contacts, compressed, as channels feel it: near cathodes and anodes; below and above no field."""
+    near, field = nearness.split([len(SPREADS_MM), len(FIELDS_MM)], 1)
+    local = torch.einsum("bsck,bnpk->bncps", near, charge.asinh())
+    signed = torch.einsum("bsck,bnk->bncs", field, charge[:, :, 0] - charge[:, :, 1])
+    around = torch.stack([signed.clamp_min(0), (-signed).clamp_min(0)], -2).asinh()
+    return torch.cat([local, around], -1)
 
 
 def _shares(shots: Shots) -> Float[Tensor, "patient shot 2 contact"]:
@@ -86,7 +99,7 @@ def pair_features(
 
 
 def kernel_answer(
-    kernel: Float[Tensor, "patient shot channel 2 spread delay"], nearness: Tensor, shots: Shots, rate_hz: float
+    kernel: Float[Tensor, "patient shot channel 2 reach delay"], nearness: Tensor, shots: Shots, rate_hz: float
 ) -> Float[Tensor, "patient shot channel time"]:
     """Kernels on the compressed charge of each pulse that enters near a channel, apart for cathodes and anodes.
 
@@ -95,7 +108,7 @@ def kernel_answer(
     """
     late = _lagged(_bumps(shots.course.shape[-1], rate_hz, shots.course))  # [time, delay, time]
     course = (shots.course @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, delay, time]
-    answer: Tensor = torch.einsum("bncpsd,bncps->bncd", kernel, _felt(nearness, shots.charge.asinh())) @ course
+    answer: Tensor = torch.einsum("bncpsd,bncps->bncd", kernel, _felt(nearness, shots.charge)) @ course
     return answer
 
 

@@ -35,6 +35,7 @@ from .ieeg_sites import (
     COURSE_WAVES,
     DELAYS_S,
     PAIR,
+    REACHES,
     closeness,
     entry_of,
     kernel_answer,
@@ -49,7 +50,7 @@ from .ieeg_waves import PATCH_WAVES, cosines, patches, written
 LONGEST = 16  # patches that attention over time looks back on
 _WAVES = 48  # of the response, to 48 Hz
 _SCALE_WAVES, _FACTOR_WAVES = 8, 24
-_LOCAL = 2 * len(SPREADS_MM)
+_LOCAL = 2 * REACHES
 _NUMBERS, _SENSES = 8, len(MODALITIES) + 5 + SENSORY_FEATURES
 _PLACE = 31  # of `place_features`
 _FULL_CHANNELS = 64  # beyond so many, channels hear each other through hubs alone
@@ -268,8 +269,17 @@ class IeegTransformer(nn.Module):
 
     def following(self, ongoing: Ongoing) -> tuple[Tensor, Tensor]:
         """Mean and log scale of the cosines of the patch after each patch, `[row, channel, patch, wave]`."""
-        mean, log_scale = self.next_patch(normed(ongoing.token)).chunk(2, -1)
+        return self._next(ongoing.token)
+
+    def _next(self, token: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_scale = self.next_patch(normed(token)).chunk(2, -1)
         return mean, 3 * torch.tanh(log_scale / 3)
+
+    def drawn(self, token: Tensor, noise: Tensor) -> Float[Tensor, "row channel 1 wave"]:
+        """A draw of the patch after the last of these tokens; noise is standard normal."""
+        mean, log_scale = self._next(token[:, :, -1:])
+        out: Tensor = mean + log_scale.exp() * noise
+        return out
 
     def where_of(self, subject: Subject) -> Float[Tensor, "patient channel width"]:
         """What is known of each channel but its signal: place, kind, and what it is like at rest."""
@@ -371,7 +381,7 @@ class IeegTransformer(nn.Module):
         waves = cosines(_WAVES, samples, wave, rate_hz)
         size = level * (2 * torch.tanh(gain / 2)).exp()  # evoked responses differ a hundredfold between patients
         mean = (ask.carried + size * wave + self._copied(asked, known, past, copied, alike)) @ waves
-        kernel = (size * kernel).unflatten(-1, (2, len(SPREADS_MM), -1))
+        kernel = (size * kernel).unflatten(-1, (2, REACHES, -1))
         mean = mean + kernel_answer(kernel, nearness, ask.shots, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
         factors = factor.unflatten(-1, (self.size.factors, -1)) @ cosines(_FACTOR_WAVES, samples, wave, rate_hz)

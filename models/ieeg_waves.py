@@ -12,6 +12,7 @@ from torch import Tensor
 
 PATCH_S = 0.1
 HORIZON_S = 0.5  # the longest window that is forecast at once
+WHOLE = 2.0  # first cosine of how much of a patch is good, where all of it is: the mean is counted twice
 PATCH_WAVES = 16  # of a patch, to 80 Hz
 _AHEAD_S = 0.002  # half a sample at 250 Hz, the rate of pretraining, where cosines are then orthogonal
 

@@ -32,7 +32,7 @@ from stimopt.montage import Channel, Contact, Montage
 from stimopt.pretraining import pretrain_from, progress_bars, read_pretraining
 from stimopt.response import Response
 from stimopt.stimulus import Stimulus, no_stimulus
-from stimopt.tensors import generator
+from stimopt.tensors import generator, stream_seed
 
 TINY = TransformerSize(
     width=16, layers=1, ongoing_width=16, ongoing_layers=1, heads=2, hubs=2, rhythms=2, factors=2
@@ -260,7 +260,8 @@ def together(patients, recipe, ranks):
         optimizer.zero_grad()
         for rank in range(ranks):
             batch = draw_batch(patients, recipe.draw, recipe.seed, step, rank)
-            _, found = losses(network, batch, full=False if chance < recipe.hubs_only else None)
+            own = stream_seed(recipe.seed, "own", step, rank)
+            _, found = losses(network, batch, full=False if chance < recipe.hubs_only else None, seed=own)
             (total(found, recipe.weights) / ranks).backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

@@ -12,7 +12,8 @@ from stimopt.models.ieeg_alignment import align, alignment_report, matched_chann
 from stimopt.models.ieeg_embedding import cut_windows, embed, fit_linear_probe
 from stimopt.models.ieeg_foundation import FoundationModel
 from stimopt.models.ieeg_impute import forecast_kept_back, impute
-from stimopt.models.ieeg_rollout import Noise, own_samples_loss, roll_out
+from stimopt.models.ieeg_losses import own_samples_loss
+from stimopt.models.ieeg_rollout import Noise, roll_out
 from stimopt.models.ieeg_subject import Shots, joined_subjects
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.models.ieeg_waves import patches
