@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
 
-_LARGEST_UNITS = 0.05  # of a unit of time, see the tests
+_LARGEST_UNITS = 0.045  # of a unit of time; at 0.05 halving the step moves the answer to a pulse by 2.6 %, see the tests
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,8 @@ class Epileptor(Dynamics):
 
     @property
     def largest_dt_s(self) -> float:
-        """A twentieth of a unit of time."""
-        unit_s = torch.as_tensor(self.unit_s / self.speed).detach()
+        """Somewhat less than a twentieth of a unit of time."""
+        unit_s = torch.as_tensor(self.unit_s / self.speed).detach().double()
         return _LARGEST_UNITS * float(unit_s.min())
 
     def drift(self, state: State, drive: Drive) -> State:

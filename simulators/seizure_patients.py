@@ -92,7 +92,7 @@ def epileptor_patient(
         window_s: Length of a window.
         noise: White noise on x2 and y2, per square root of 20 ms; a fifth of it on x1 and y1.
         drift: Standard deviation of a slow change of the current into x1.
-        dt_s: Integration step, at most 1 ms.
+        dt_s: Integration step, at most 0.9 ms.
         rate_hz: Samples per second.
         settle_s: Silent time before a session starts.
 

@@ -233,7 +233,7 @@ def test_half_of_the_largest_step_gives_the_same_seizure():
     """Over 20 units of a seizure, by its standard deviation; over 40 it is 0.0017, and 0.006 at 0.1 units."""
     circuit = in_units([-1.6])
     error = half_step_error(circuit, dt_s=circuit.largest_dt_s, seconds=20.0, start=tensor([START]))
-    assert circuit.largest_dt_s == 0.05
+    assert circuit.largest_dt_s == 0.045
     assert error < 3e-3
 
 
@@ -242,4 +242,4 @@ def test_the_unit_of_time_stretches_everything():
     one = simulate(fast, tensor([START]), dt_s=5e-5, steps=20).end
     two = simulate(slow, tensor([START]), dt_s=1e-3, steps=20).end
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
-    assert slow.largest_dt_s == pytest.approx(1e-3)
+    assert slow.largest_dt_s == pytest.approx(0.9e-3)
