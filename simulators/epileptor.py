@@ -35,7 +35,7 @@ from torch import Tensor
 
 from .dynamics import Drive, Dynamics, Emission, Parameter, Potential, State
 
-_LARGEST_UNITS = 0.045  # of a unit of time; at 0.05 halving the step moves the answer to a pulse by 2.6 %, see the tests
+_LARGEST_UNITS = 0.045  # of a unit of time; at 0.05 a half step moves the answer to a pulse by 2.6 %
 
 
 @dataclass(frozen=True)
