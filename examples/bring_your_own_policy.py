@@ -54,7 +54,7 @@ class StepAround(Policy):
 
 
 def main(quick: bool = False) -> None:
-    patients, trials, points, repeats = ((5, 6), 10, 64, 4) if quick else (range(5, 13), 24, 512, 8)
+    patients, trials, points, repeats = ((5, 6), 8, 32, 2) if quick else (range(5, 13), 24, 512, 8)
     envelope = PROFILES["mapping-50hz-seeg"]
     # drive alpha at the price of 0.02 decades of power per microcoulomb
     objective = WeightedSum((BandPower((8.0, 13.0), better="higher"), Charge()), (1.0, 0.02))

@@ -20,7 +20,7 @@ INTERVAL_S = 30.0
 
 
 def main(quick: bool = False) -> None:
-    trials, points, repeats, rounds = (7, 64, 4, 0) if quick else (24, 192, 8, 2)
+    trials, points, repeats, rounds = (7, 24, 2, 0) if quick else (24, 192, 8, 2)
 
     # who answers, what may vary, what is safe, what is wanted
     patient = jansen_rit_patient(patient=6)
