@@ -3,7 +3,8 @@
 Levels, cheapest first; each is the one before it and more, but for "low-rank" and "full", which build on "context":
 
     rest        the patient's scales and places alone
-    context     past trials are read, the weights as they are shipped (frozen)
+    context     past trials are read, the weights as they are shipped (frozen); from 4 trials on, noise is as wide as
+                each of them asks for when the others are read
     residual    and a closed-form correction of what they leave over
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
@@ -33,6 +34,7 @@ from stimopt.skill import crps
 from stimopt.tensors import generator
 
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
+from .ieeg_judging import fitted_temper
 from .ieeg_losses import forecast_loss, joint_loss
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
 from .ieeg_subject import Shots
@@ -42,6 +44,7 @@ LEVELS = ("rest", "context", "residual", "low-rank", "full")
 CLOSED_FORM = LEVELS[:3]
 """Levels that take no gradient step."""
 _FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
+_FEWEST_TEMPERED, _PRIOR_TRIALS = 4, 4
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
 _JOINT = 0.2  # as in pretraining
 _PATIENCE = 4  # looks at held-out trials without a better one
@@ -157,7 +160,31 @@ def at_level(
     if level in _RATES:
         whole = _tuned(whole, level, seed, steps, rank)
     kept = 0 if level == "rest" else min(count, MOST_PAST)
-    return replace(whole, past=whole.past.pick(slice(count - kept, None)))
+    bent = replace(whole, past=whole.past.pick(slice(count - kept, None)))
+    return replace(bent, temper=own_temper(bent, seed)) if kept >= _FEWEST_TEMPERED else bent
+
+
+@torch.no_grad()
+def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
+    """Factor on the noise such that 90 % intervals hold 90 % of the patient's own trials, each forecast from others.
+
+    Drawn towards 1, the more the fewer trials there are: `_PRIOR_TRIALS` say that the model is right.
+
+    Args:
+        forecaster: Whose past trials decide.
+        seed: Of the parts that are held out in turn.
+    """
+    past, count, ratios = forecaster.past, len(forecaster.past.numbers), []
+    for held in _parts(count, 4, seed):
+        answer = answered(forecaster, forecaster.model.weights, past.pick(_others(count, held)), past.pick(held))
+        mean, scale, factors = (part[0] for part in forecaster.told(answer))
+        lead, wide = forecaster.window.lead, (scale.square() + factors.square().sum(1)).sqrt()
+        ratio, good = (past.response[held][..., lead:] - mean).abs() / wide, past.good[held][..., lead:]
+        ratios += [row[here] for row, here in zip(ratio, good, strict=True) if bool(here.any())]
+    if not ratios:
+        return 1.0
+    asked = fitted_temper(ratios) * forecaster.temper
+    return math.exp(math.log(asked) * count / (count + _PRIOR_TRIALS))
 
 
 def fit_ieeg_adapted(

@@ -127,20 +127,22 @@ class FoundationForecaster(Forecaster):
         model: The weights.
         subject: What rest tells, batch ().
         past: Past trials in the network's units, `[trial, ...]`.
+        temper: Factor on the noise that this patient's own trials ask for, beside the model's.
     """
 
     window: Window
     model: FoundationModel
     subject: Subject
     past: Shots
+    temper: float = 1.0
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster. The context may be any length from a patch on; its newest 1.6 s at most are read."""
         return self.in_uv(*self.told(self.answer(context, stimulus)), stimulus)
 
     def told(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, scale and factors of an answer in the window, in units of spread; noise as wide as validation asks."""
-        lead, temper = self.window.lead, self.model.temper
+        """Mean, scale and factors of an answer in the window, in units of spread; noise as wide as tempers ask."""
+        lead, temper = self.window.lead, self.model.temper * self.temper
         mean, scale, factors = answer.mean, temper * answer.log_scale.exp(), temper * answer.factors
         return mean[..., lead:], scale[..., lead:], factors[..., lead:]
 
@@ -202,14 +204,14 @@ class FoundationForecaster(Forecaster):
         tensors = {f"weight.{name}": value for name, value in tensors.items()}
         for part, noun in (("subject", self.subject), ("past", self.past)):
             tensors |= {f"{part}.{f.name}": getattr(noun, f.name).clone() for f in fields(noun)}  # none shares memory
-        return {"window": self.window.to_dict(), "model": config}, tensors
+        return {"window": self.window.to_dict(), "model": config, "temper": self.temper}, tensors
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "FoundationForecaster":
         """See Saveable."""
         model = FoundationModel.restore(config["model"], _named(tensors, "weight."))
         parts = Subject(**_named(tensors, "subject.")), Shots(**_named(tensors, "past."))
-        return cls(window_from_dict(config["window"]), model, *parts)
+        return cls(window_from_dict(config["window"]), model, *parts, temper=float(config["temper"]))
 
 
 def load_foundation(name_or_folder: str | Path = "ieeg-tiny") -> FoundationModel:

@@ -1,5 +1,6 @@
 """How the foundation model is bent to a patient: by its context, in closed form, by gradient steps, or not at all."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -264,3 +265,15 @@ def test_fit_by_name_gives_a_forecaster_at_that_level(model, trials, tmp_path, l
     single = map_tensors(trials.stimulus[:2], lambda x: x.float() if x.is_floating_point() else x)
     quiet = Context(trials.context.montage, trials.context.signal_uv[:2].float(), RATE_HZ)
     assert forecaster.forecast(quiet, single).mean.dtype == torch.float32
+
+
+def test_noise_is_as_wide_as_the_patients_own_trials_ask_drawn_towards_the_models(model, trials, held_out):
+    whole = at_level(model.for_patient(trials.response.montage, trials.context, trials, samples=125), "context")
+    wrong = replace(model, temper=4 * model.temper)
+    wide = at_level(wrong.for_patient(trials.response.montage, trials.context, trials, samples=125), "context")
+    share = len(trials) / (len(trials) + 4)
+    assert math.log(whole.temper / wide.temper) == pytest.approx(share * math.log(4), rel=1e-4)
+    scale = [f.forecast(held_out.context, held_out.stimulus).total_scale_uv.mean() for f in (whole, wide)]
+    assert scale[1] / scale[0] == pytest.approx(4 ** (1 - share), rel=1e-4)
+    few = at_level(model.for_patient(trials.response.montage, trials.context, trials[:3], samples=125), "context")
+    assert few.temper == 1.0
