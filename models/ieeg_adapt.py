@@ -6,6 +6,7 @@ Levels, cheapest first; each is the one before it and more, but for "low-rank" a
     context     past trials are read, the weights as they are shipped (frozen); from 4 trials on, noise is as wide as
                 each of them asks for when the others are read
     residual    and a closed-form correction of what they leave over
+    blended     or a linear model of the patient's beside the network, each weighed by trials at other sites
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
 
@@ -33,8 +34,9 @@ from stimopt.montage import Montage
 from stimopt.skill import crps
 from stimopt.tensors import generator
 
+from .ieeg_blended import FEWEST, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
-from .ieeg_judging import fitted_temper
+from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
 from .ieeg_subject import Shots
@@ -44,7 +46,7 @@ LEVELS = ("rest", "context", "residual", "low-rank", "full")
 CLOSED_FORM = LEVELS[:3]
 """Levels that take no gradient step."""
 _FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
-_FEWEST_TEMPERED, _PRIOR_TRIALS = 4, 4
+_FEWEST_TEMPERED = 4
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
 _JOINT = 0.2  # as in pretraining
 _PATIENCE = 4  # looks at held-out trials without a better one
@@ -168,8 +170,6 @@ def at_level(
 def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
     """Factor on the noise such that 90 % intervals hold 90 % of the patient's own trials, each forecast from others.
 
-    Drawn towards 1, the more the fewer trials there are: `_PRIOR_TRIALS` say that the model is right.
-
     Args:
         forecaster: Whose past trials decide.
         seed: Of the parts that are held out in turn.
@@ -181,10 +181,7 @@ def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
         lead, wide = forecaster.window.lead, (scale.square() + factors.square().sum(1)).sqrt()
         ratio, good = (past.response[held][..., lead:] - mean).abs() / wide, past.good[held][..., lead:]
         ratios += [row[here] for row, here in zip(ratio, good, strict=True) if bool(here.any())]
-    if not ratios:
-        return 1.0
-    asked = fitted_temper(ratios) * forecaster.temper
-    return math.exp(math.log(asked) * count / (count + _PRIOR_TRIALS))
+    return forecaster.temper * patient_temper(ratios, count)
 
 
 def fit_ieeg_adapted(
@@ -197,21 +194,24 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "auto" chooses among the levels in closed form; else "rest", "context", "residual", "low-rank" or "full".
+        adapt: "auto" chooses among "rest", "context" and "residual"; else one of them, "blended", which with fewer than
+            eight trials is "context", "low-rank" or "full".
 
     Raises:
         ConfigError: If `adapt` is unknown.
         DataError: If the windows are longer than the model's horizon, or there are too few trials for the level.
     """
-    if adapt != "auto" and adapt not in LEVELS:
-        raise ConfigError(f"adapt is {adapt!r}; give auto, {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.")
+    if adapt not in ("auto", "blended", *LEVELS):
+        raise ConfigError(f"adapt is {adapt!r}; give auto, blended, {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.")
     model, response = load_foundation(checkpoint), trials.response
     montage, rest = response.montage, rest or trials.context
     if adapt == "auto":
         return _adapt(model, montage, rest, trials, seed=seed).forecaster
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
-    return at_level(whole, adapt, seed=seed)
+    if adapt == "blended" and len(trials) >= FEWEST:
+        return fit_ieeg_blended(whole, trials, seed=seed)
+    return at_level(whole, "context" if adapt == "blended" else adapt, seed=seed)
 
 
 _adapt = adapt  # an option of the function above has its name

@@ -19,6 +19,7 @@ from .ieeg_batches import Batch, Draw, Patient, draw_batch
 from .ieeg_transformer import Answer, IeegTransformer
 
 PASTS = (0, 5, 20)
+_PRIOR_TRIALS = 4  # that say the model's own temper is right
 _SEED = 7  # of what is asked; the same for every network that is judged
 
 
@@ -72,6 +73,18 @@ def fitted_temper(ratios: Sequence[Float[Tensor, " _"]], share: float = 0.9) -> 
     pooled = torch.cat(list(ratios))
     reached = pooled.kthvalue(max(1, math.ceil(share * len(pooled)))).values
     return float(reached) / _reach(share)
+
+
+def patient_temper(ratios: Sequence[Float[Tensor, " _"]], trials: int) -> float:
+    """The factor that a patient's own held-out trials ask for, drawn towards 1, the more the fewer there are.
+
+    Args:
+        ratios: Absolute errors as shares of the standard deviation that was forecast; 1 without any.
+        trials: How many they are of.
+    """
+    if not ratios:
+        return 1.0
+    return float(fitted_temper(ratios) ** (trials / (trials + _PRIOR_TRIALS)))
 
 
 def coverage_apart(ratios: Sequence[Float[Tensor, " _"]], share: float = 0.9) -> float:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .ieeg_blended import BlendedForecaster
 from .ieeg_foundation import FoundationForecaster, FoundationModel
 from .ieeg_residual import ResidualForecaster
 
@@ -12,14 +13,16 @@ from .ieeg_residual import ResidualForecaster
 class SavedFoundation:
     """Restores whichever of them was saved; a patient's own may carry a correction beside the past trials."""
 
-    forecasters: ClassVar[tuple[type, ...]] = (FoundationForecaster, ResidualForecaster)
+    forecasters: ClassVar[tuple[type, ...]] = (FoundationForecaster, ResidualForecaster, BlendedForecaster)
 
     @classmethod
     def restore(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> FoundationModel | FoundationForecaster | ResidualForecaster:
-        """What `export` of one of the three took apart."""
+    ) -> FoundationModel | FoundationForecaster | ResidualForecaster | BlendedForecaster:
+        """What `export` of one of the four took apart."""
         if "model" not in config:
             return FoundationModel.restore(config, tensors)
+        if "linear" in config:
+            return BlendedForecaster.restore(config, tensors)
         corrected = any(name.startswith("landmarks.") for name in tensors)
         return (ResidualForecaster if corrected else FoundationForecaster).restore(config, tensors)

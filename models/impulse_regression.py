@@ -59,6 +59,10 @@ class ImpulseForecaster(Forecaster):
         mean = _answer(self.window, self.rest_uv, self.kernel, stimulus)
         return noisy_forecast(self.window, mean, self.scale_uv, self.factors_uv)
 
+    def effect_uv(self, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
+        """What a stimulus adds to the mean; no context is needed to know it."""
+        return _answer(self.window, torch.zeros_like(self.rest_uv), self.kernel, stimulus)
+
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
         names = ("rest_uv", "kernel", "scale_uv", "factors_uv")

@@ -219,6 +219,7 @@ FORECASTERS = (
     smooth(fit_ieeg_network, trials, steps=4, members=2, width=16, layers=1),
     smooth(fit_ieeg_adapted, trials, adapt="context"),
     smooth(fit_ieeg_adapted, trials, adapt="residual"),
+    smooth(fit_ieeg_adapted, trials, adapt="blended"),
     plain(fit_nearest, trials),
     plain(fit_other_sites, trials),
     smooth(fit_distance_decay, trials),

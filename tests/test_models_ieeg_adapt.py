@@ -12,13 +12,16 @@ from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
+from stimopt.models.ieeg_blended import fit_ieeg_blended, site_parts
 from stimopt.models.ieeg_foundation import KIND, FoundationModel
 from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
+from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.models.landmarks import best_ridge, landmarks_of, left_out
 from stimopt.models.low_rank import changed, full_changes, low_rank_changes
 from stimopt.response import Response
 from stimopt.skill import held_out_skill
+from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator, map_tensors
 from stimopt.testing import check_forecaster
 
@@ -277,3 +280,55 @@ def test_noise_is_as_wide_as_the_patients_own_trials_ask_drawn_towards_the_model
     assert scale[1] / scale[0] == pytest.approx(4 ** (1 - share), rel=1e-4)
     few = at_level(model.for_patient(trials.response.montage, trials.context, trials[:3], samples=125), "context")
     assert few.temper == 1.0
+
+
+def test_a_blend_turns_down_a_network_that_invents_effects_and_takes_up_what_is_linear(model, trials, held_out):
+    """The truth is linear; a network that was never trained, and one that moves with every stimulus, know nothing."""
+    source = generator(5, "invented")
+    weights = {name: value.clone() for name, value in model.weights.items()}
+    weights["head.weight"] = weights["head.weight"] + 0.3 * torch.randn(weights["head.weight"].shape, generator=source)
+    inventing = replace(model, weights=weights)
+    whole = inventing.for_patient(trials.response.montage, trials.context, trials, samples=125)
+    blend = fit_ieeg_blended(whole, trials)
+    plain, blended = (held_out_skill(f, held_out)["r2"] for f in (at_level(whole, "context"), blend))
+    assert float(blend.weight[0]) < 0.2
+    assert float(blend.weight[1]) > 0.5
+    assert blended > plain + 0.3
+    assert 0.8 < held_out_skill(blend, held_out)["coverage_90"] < 0.97
+
+
+def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trials, held_out):
+    blend = fit_ieeg_blended(whole, trials)
+    context, stimulus = held_out.context[:3], held_out.stimulus[:3]
+    network, linear = replace(blend, weight=torch.tensor([1.0, 0.0])), replace(blend, weight=torch.tensor([0.0, 1.0]))
+    expected = blend.plain.forecast(context, stimulus)
+    assert torch.allclose(network.forecast(context, stimulus).mean, expected.mean, atol=1e-4)
+    assert torch.equal(network.forecast(context, stimulus).scale_uv, expected.scale_uv)
+    added = linear.forecast(context, stimulus).mean - linear.forecast(context, no_stimulus(stimulus.montage, (3,))).mean
+    assert torch.allclose(added, blend.linear.effect_uv(stimulus).to(added), atol=1e-4)
+    shared = blend.forecast(held_out.context[0], stimulus).mean
+    each = blend.forecast(held_out.context[torch.zeros(3, dtype=torch.long)], stimulus).mean
+    assert torch.allclose(shared, each, atol=1e-4)
+
+
+def test_parts_of_a_blend_share_no_site(whole, trials):
+    parts = site_parts(trials.stimulus, 4, 0)
+    sites = [
+        {tuple(row.tolist()) for row in trials.stimulus.amplitude_ma[part] != 0 if bool(row.any())} for part in parts
+    ]
+    assert sorted(torch.cat(parts).tolist()) == list(range(len(trials)))
+    assert sum(len(some) for some in sites) == len(set.union(*sites))
+    one = trials[:1].stimulus[torch.zeros(10, dtype=torch.long)]
+    assert [len(part) for part in site_parts(one, 4, 0)] == [3, 3, 3, 1]
+    with pytest.raises(DataError, match="at least 8 trials, got 7"):
+        fit_ieeg_blended(whole, trials[:7])
+    assert fit_ieeg_adapted(trials[:7], adapt="blended").temper > 0
+
+
+def test_a_saved_blend_forecasts_alike(whole, trials, held_out, tmp_path):
+    blend = fit_ieeg_blended(whole, trials)
+    save_checkpoint(tmp_path / "blend", KIND, blend, {"title": "a blend"})
+    again = load_checkpoint(tmp_path / "blend", {KIND: SavedFoundation})
+    one, other = (f.forecast(held_out.context, held_out.stimulus) for f in (blend, again))
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.total_scale_uv, other.total_scale_uv)

@@ -1,0 +1,192 @@
+"""The foundation model's effects and those of a linear model of the patient, each weighed by trials at other sites.
+
+    mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a, b <= 1
+
+An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
+fitted on the patient's past trials alone. Past trials are cut into parts that share no site, each part is forecast from
+the others, and a and b are what fits it best, drawn towards 1 and 0. So a patient like those of pretraining keeps the
+network's effects; where a circuit is of another kind, and the network is sure of effects that past trials do not
+show, they are turned down and what the linear model learnt takes their place.
+
+Reference: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
+forecasts).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from stimopt.errors import DataError
+from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.stimulus import Stimulus, no_stimulus
+from stimopt.tensors import generator
+
+from .ieeg_foundation import FoundationForecaster
+from .ieeg_judging import patient_temper
+from .ieeg_residual import MOST_PAST, answered
+from .ieeg_subject import Shots
+from .impulse_regression import ImpulseForecaster, fit_impulse_regression
+
+FEWEST = 8  # trials
+_FOLDS = 4
+_FEWEST_LINEAR = 4  # trials that a linear model is fitted on
+_PRIOR_TRIALS = 3  # that say a = 1 and b = 0
+
+
+@dataclass(frozen=True)
+class BlendedForecaster(Forecaster):
+    """Effects of the foundation model and of a linear model, weighed. Differentiable in the stimulus.
+
+    Attributes:
+        plain: The foundation model with the patient's past trials.
+        linear: Impulse responses fitted on them.
+        weight: Of either's effect.
+    """
+
+    plain: FoundationForecaster
+    linear: ImpulseForecaster
+    weight: Float[Tensor, "2"]
+
+    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
+        """See Forecaster."""
+        mean, scale, factors = self.plain.told(self.plain.answer(context, stimulus))
+        batch = context.signal_uv.shape[:-2]
+        none = no_stimulus(stimulus.montage, batch).to(stimulus.amplitude_ma)
+        quiet, _, _ = self.plain.told(self.plain.answer(context, none))
+        quiet = quiet.reshape(*batch, *quiet.shape[1:]).expand(*stimulus.batch_shape, -1, -1).reshape(mean.shape)
+        spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
+        linear = self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread
+        own, other = self.weight.to(mean)
+        return self.plain.in_uv(quiet + own * (mean - quiet) + other * linear, scale, factors, stimulus)
+
+    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """See Saveable."""
+        config, tensors = self.plain.export()
+        linear_config, linear = self.linear.export()
+        tensors = {f"plain.{name}": value for name, value in tensors.items()}
+        tensors |= {f"linear.{name}": value for name, value in linear.items()} | {"blend": self.weight}
+        return {**config, "linear": linear_config}, tensors
+
+    @classmethod
+    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BlendedForecaster":
+        """See Saveable."""
+        own: dict[str, dict[str, Tensor]] = {"plain": {}, "linear": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition(".")
+            if part in own:
+                own[part][name] = value
+        plain = FoundationForecaster.restore(config, own["plain"])
+        return cls(plain, ImpulseForecaster.restore(config["linear"], own["linear"]), tensors["blend"])
+
+
+@torch.no_grad()
+def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int = 0) -> BlendedForecaster:
+    """Weigh a foundation forecaster's effects against those of impulse responses, on its own past trials.
+
+    Args:
+        plain: With these trials in context.
+        trials: The same, in uV.
+        seed: Of parts and ridges.
+
+    Returns:
+        The blend, with the newest 64 trials in context and noise as wide as held-out trials ask for.
+
+    Raises:
+        DataError: If there are fewer than eight trials.
+    """
+    if len(trials) < FEWEST:
+        raise DataError(f"a blend needs at least {FEWEST} trials, got {len(trials)}; use 'context'.")
+    held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
+    weight = _weights(held, int((~trials.stimulus.silent).sum()))
+    temper = patient_temper([row for part in held for row in part.ratios(weight)], len(trials))
+    kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
+    return BlendedForecaster(kept, fit_impulse_regression(trials, seed=seed), weight)
+
+
+def site_parts(stimulus: Stimulus, folds: int, seed: int) -> list[Tensor]:
+    """Trials in parts such that no site is in two of them; silent trials are dealt out.
+
+    Where the other parts would leave too few trials to learn from, or there is one site, parts are by trial instead.
+    """
+    used, site = torch.unique(stimulus.amplitude_ma != 0, dim=0, return_inverse=True)
+    silent, count = ~used.any(-1), len(site)
+    order = torch.randperm(len(used), generator=generator(seed, "site parts"))
+    part = torch.empty(len(used), dtype=torch.long)
+    part[order[~silent[order]]] = torch.arange(int((~silent).sum())) % folds
+    each = part[site]
+    quiet = silent[site].nonzero().squeeze(-1)
+    each[quiet] = torch.arange(len(quiet)) % folds
+    parts = [(each == i).nonzero().squeeze(-1) for i in range(folds)]
+    parts = [one for one in parts if len(one)]
+    if len(parts) < 2 or count - max(len(one) for one in parts) < _FEWEST_LINEAR:
+        shuffled = torch.randperm(count, generator=generator(seed, "trial parts"))
+        parts = [one.sort().values for one in shuffled.chunk(folds)]
+    return parts
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Trials of a part, forecast from the others, in units of spread.
+
+    Attributes:
+        effects: The network's and the linear model's.
+        left: The response less the network's forecast without a stimulus.
+        wide: Standard deviation that the network gave.
+        good: Which samples are known.
+        loud: Which trials had a stimulus.
+    """
+
+    effects: Float[Tensor, "2 trial channel time"]
+    left: Float[Tensor, "trial channel time"]
+    wide: Float[Tensor, "trial channel time"]
+    good: Tensor
+    loud: Tensor
+
+    @classmethod
+    def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "_Held":
+        """Forecast these trials from all others."""
+        count, lead = len(trials), plain.window.lead
+        others = torch.ones(count, dtype=torch.bool)
+        others[held] = False
+        rest = others.nonzero().squeeze(-1)
+        past, own = plain.past.pick(rest[-MOST_PAST:]), plain.past.pick(held)
+        told = [plain.told(answered(plain, plain.model.weights, past, shots)) for shots in (own, _silenced(own))]
+        (mean, scale, factors), (quiet, _, _) = ([part[0] for part in one] for one in told)
+        linear_uv = fit_impulse_regression(trials[rest], seed=seed).effect_uv(trials.stimulus[held])
+        effects = torch.stack([mean - quiet, linear_uv.to(mean) / plain.subject.spread_uv.unsqueeze(-1)])
+        wide = (scale.square() + factors.square().sum(1)).sqrt()
+        left, good = own.response[..., lead:] - quiet, own.good[..., lead:]
+        return cls(effects, left, wide, good, ~trials.stimulus.silent[held])
+
+    def ratios(self, weight: Tensor) -> list[Tensor]:
+        """Errors of the blend as shares of the standard deviation, for each trial with any good sample."""
+        error = (self.left - torch.einsum("e,enct->nct", weight.to(self.left), self.effects)).abs() / self.wide
+        return [row[here] for row, here in zip(error, self.good, strict=True) if bool(here.any())]
+
+    def products(self) -> tuple[Tensor, Tensor]:
+        """Products of the effects of stimulated trials with each other and with what is left."""
+        known = self.good & self.loud[:, None, None]
+        flat = (self.effects * known).flatten(1).double()
+        return flat @ flat.mT, flat @ (self.left * known).flatten().double()
+
+
+def _silenced(shots: Shots) -> Shots:
+    names = ("charge", "course", "numbers", "senses")
+    return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in names})
+
+
+def _weights(held: list[_Held], loud: int) -> Float[Tensor, "2"]:
+    """Least squares between 0 and 1, as if some further trials had followed the network alone."""
+    products = [part.products() for part in held]
+    gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
+    if not loud or not bool((gram.diagonal() > 0).all()):
+        return torch.tensor([1.0, 0.0])
+    prior = (_PRIOR_TRIALS / loud * gram.diagonal()).diag()
+    root = torch.linalg.cholesky(gram + prior)
+    goal = torch.linalg.solve_triangular(root, (target + prior[:, 0]).unsqueeze(-1), upper=False).squeeze(-1)
+    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x).float()
