@@ -15,6 +15,7 @@ from stimopt.errors import CheckpointError, DataError, ShapeError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ScoreModel
 from stimopt.models.ieeg_foundation import KIND, FoundationForecaster, FoundationModel, load_foundation
+from stimopt.models.ieeg_sites import DELAYS_S, kernel_answer, nearness_of
 from stimopt.models.ieeg_subject import (
     SENSORY_FEATURES,
     joined_shots,
@@ -225,9 +226,9 @@ def test_the_forecast_tends_to_that_of_silence_as_the_current_does():
         float((tensors(forecaster(), NOW, replace(train, amplitude_ma=size * train.amplitude_ma))[0] - silence).norm())
         for size in (1.0, 1e-2, 1e-4, 1e-6)
     ]
-    assert apart[1] < apart[0]
-    assert apart[2] < 0.1 * apart[0]
-    assert apart[3] < 1e-3 * apart[0]
+    assert apart[0] > apart[1] > apart[2] > apart[3]
+    assert apart[2] < 0.2 * apart[0]  # 5e-4 units of charge in all, a fortieth of the charge over which places fade
+    assert apart[3] < 0.02 * apart[2]  # from there on in proportion
 
 
 # time
@@ -563,3 +564,18 @@ def test_places_that_are_unknown_are_no_place():
     assert all(
         bool(part.isfinite().all()) for part in tensors(model, on_montage(NOW, nowhere), on_montage(ASKED, nowhere))
     )
+
+
+def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample():
+    """The charge of a pulse is what is compressed; that of a sample would make shared pulses count for more."""
+    pulse = pulse_train(MONTAGE, "A1-A2", amplitude_ma=6.0, frequency_hz=50.0, pulses=1, pulse_width_us=300.0)
+    late = pulse.reshape(1)[torch.zeros(9, dtype=torch.long)]
+    late = replace(late, onset_s=0.1 + torch.linspace(0, 1 / RATE_HZ, 9, dtype=torch.float64))
+    subject = subject_of(MONTAGE, REST)
+    shots = joined_shots([shots_of(subject, TRIALS.context[torch.full((9,), 20)], late, None, 125)])
+    near = nearness_of(joined_subjects([subject]))
+    kernel = torch.ones(1, 9, len(subject.kind), 2, near.shape[1], len(DELAYS_S), dtype=torch.float64)
+    answer = kernel_answer(kernel, near.double(), shots, RATE_HZ)[0]
+    size = answer.sum(-1)  # delays sum to one, so it is what is felt
+    assert torch.allclose(size, size[:1].expand_as(size), rtol=0.02)
+    assert float(shots.course[0, 4].max()) == pytest.approx(0.5)
