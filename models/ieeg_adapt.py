@@ -185,7 +185,7 @@ def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
 
 
 def fit_ieeg_adapted(
-    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny", adapt: str = "auto"
+    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny", adapt: str = "blended"
 ) -> Forecaster:
     """The shipped foundation model, bent to the patient as far as held-out trials ask for.
 
@@ -194,8 +194,8 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "auto" chooses among "rest", "context" and "residual"; else one of them, "blended", which with fewer than
-            eight trials is "context", "low-rank" or "full".
+        adapt: "blended", which with fewer than eight trials is "context"; a level of `LEVELS`; or "auto", which chooses
+            among those in closed form.
 
     Raises:
         ConfigError: If `adapt` is unknown.
