@@ -34,7 +34,7 @@ from stimopt.montage import Montage
 from stimopt.skill import crps
 from stimopt.tensors import generator
 
-from .ieeg_blended import FEWEST, fit_ieeg_blended
+from .ieeg_blended import blendable, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
@@ -194,8 +194,8 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "blended", which with fewer than eight trials is "context"; a level of `LEVELS`; or "auto", which chooses
-            among those in closed form.
+        adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; a level of `LEVELS`; or
+            "auto", which chooses among those in closed form.
 
     Raises:
         ConfigError: If `adapt` is unknown.
@@ -209,7 +209,7 @@ def fit_ieeg_adapted(
         return _adapt(model, montage, rest, trials, seed=seed).forecaster
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
-    if adapt == "blended" and len(trials) >= FEWEST:
+    if adapt == "blended" and blendable(trials):
         return fit_ieeg_blended(whole, trials, seed=seed)
     return at_level(whole, "context" if adapt == "blended" else adapt, seed=seed)
 

@@ -84,6 +84,11 @@ class BlendedForecaster(Forecaster):
         return cls(plain, ImpulseForecaster.restore(config["linear"], own["linear"]), tensors["blend"])
 
 
+def blendable(trials: Trials) -> bool:
+    """Whether there are trials enough, and none lacks a sample, which the linear model could not read."""
+    return len(trials) >= FEWEST and bool(trials.response.signal_uv.isfinite().all())
+
+
 @torch.no_grad()
 def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int = 0) -> BlendedForecaster:
     """Weigh a foundation forecaster's effects against those of impulse responses, on its own past trials.
@@ -97,10 +102,13 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
         The blend, with the newest 64 trials in context and noise as wide as held-out trials ask for.
 
     Raises:
-        DataError: If there are fewer than eight trials.
+        DataError: If there are fewer than eight trials, or samples of theirs are not finite.
     """
-    if len(trials) < FEWEST:
-        raise DataError(f"a blend needs at least {FEWEST} trials, got {len(trials)}; use 'context'.")
+    if not blendable(trials):
+        raise DataError(
+            f"a blend needs at least {FEWEST} trials, all samples finite, got {len(trials)}; use 'context', which "
+            "reads around what is missing."
+        )
     held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
     weight = _weights(held, int((~trials.stimulus.silent).sum()))
     temper = patient_temper([row for part in held for row in part.ratios(weight)], len(trials))

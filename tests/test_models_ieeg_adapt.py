@@ -320,9 +320,14 @@ def test_parts_of_a_blend_share_no_site(whole, trials):
     assert sum(len(some) for some in sites) == len(set.union(*sites))
     one = trials[:1].stimulus[torch.zeros(10, dtype=torch.long)]
     assert [len(part) for part in site_parts(one, 4, 0)] == [3, 3, 3, 1]
-    with pytest.raises(DataError, match="at least 8 trials, got 7"):
+    with pytest.raises(DataError, match="at least 8 trials, all samples finite, got 7"):
         fit_ieeg_blended(whole, trials[:7])
-    assert fit_ieeg_adapted(trials[:7], adapt="blended").temper > 0
+    missing = trials.response.signal_uv.clone()
+    missing[3, 1, :10] = math.nan
+    hollow = replace(trials, response=replace(trials.response, signal_uv=missing))
+    for few in (trials[:7], hollow):
+        forecast = fit_ieeg_adapted(few, adapt="blended").forecast(trials.context[:2], trials.stimulus[:2])
+        assert forecast.mean.isfinite().all()
 
 
 def test_a_saved_blend_forecasts_alike(whole, trials, held_out, tmp_path):
