@@ -26,12 +26,12 @@ SEED = 3
 
 
 def main(quick: bool = False) -> None:
-    stimuli, repeats, candidates = (4, 4, 24) if quick else (8, 8, 128)
+    stimuli, repeats, candidates, most = (2, 2, 8, 10) if quick else (8, 8, 128, 20)
 
     # a patient, and trials at some of the sites; the test is at others
-    patient = jansen_rit_patient(patient=300_001, window_s=0.5, rate_hz=250.0)
+    patient = jansen_rit_patient(patient=300_001, window_s=0.5, rate_hz=250.0, dt_s=2e-3)
     design = Design(patient.montage, split_sites(patient.montage, SEED))
-    rest, past = resting(patient, SEED), past_trials(patient, design, 20, SEED)
+    rest, past = resting(patient, SEED), past_trials(patient, design, most, SEED)
     test = examination(
         patient, design, splits=("sites",), stimuli=stimuli, repeats=repeats, states=2 * repeats, seed=SEED
     )
@@ -43,9 +43,9 @@ def main(quick: bool = False) -> None:
     forecasters: dict[str, Forecaster] = {
         "foundation, 0 trials": model.for_patient(patient.montage, rest, samples=samples),
         "foundation, 5 trials": fit_ieeg_adapted(past[:5], rest=rest, adapt="context"),
-        "foundation, 20 trials": fit_ieeg_adapted(past, rest=rest, adapt="context"),
-        "blended, 20 trials": fit_ieeg_adapted(past, rest=rest, adapt="blended"),
-        "linear, 20 trials": fit_impulse_regression(past),
+        f"foundation, {most} trials": fit_ieeg_adapted(past, rest=rest, adapt="context"),
+        f"blended, {most} trials": fit_ieeg_adapted(past, rest=rest, adapt="blended"),
+        f"linear, {most} trials": fit_impulse_regression(past),
     }
     print(f"{'at sites never stimulated':<26}{'mean response R2':>18}{'CRPS uV':>10}{'90 % covers':>13}")
     for name, forecaster in forecasters.items():

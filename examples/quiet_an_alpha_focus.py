@@ -23,7 +23,7 @@ def main(quick: bool = False) -> None:
     trials, points, repeats, rounds = (7, 24, 2, 0) if quick else (24, 192, 8, 2)
 
     # who answers, what may vary, what is safe, what is wanted
-    patient = jansen_rit_patient(patient=6)
+    patient = jansen_rit_patient(patient=6, dt_s=2e-3 if quick else 1e-3)
     pairs = patient.montage.neighbour_pairs()
     template = pulse_train(patient.montage, pairs[0], amplitude_ma=1.0, frequency_hz=50.0, pulse_width_us=200.0)
     space = StimulationSpace(
