@@ -21,9 +21,9 @@ from torch import Tensor
 
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator
 
 from .arx_regression import DIRECT_RIDGES, AutoRegression, DirectKernels, autoregress, grid
+from .folds import folds_of
 from .impulse import convolve
 from .residuals import noisy_forecast, residual_noise
 from .window import Window, contiguous, in_double, window_from_dict, window_of
@@ -80,8 +80,7 @@ def fit_arx(trials: Trials, *, seed: int = 0, lags: int = 16, factors: int = 12,
         DataError: If there are fewer than four trials, or no signals.
     """
     window, trials = window_of(trials), in_double(trials)
-    order = torch.randperm(len(trials), generator=generator(seed, "folds"))
-    parts = [part.sort().values for part in order.chunk(folds)]
+    parts = folds_of(len(trials), folds, seed)
     regressions = [autoregress(window, trials[part], lags) for part in parts]
     cuts = [_fold(window, trials[_without(parts, i)], _sum(regressions, i)) for i in range(len(parts))]
     choice, residual = _chosen(trials, parts, cuts)

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator
 
 from .felt import at_rest_uv, unit_uv
+from .folds import folds_of
 from .impulse import delay_basis, filtered
 from .residuals import noisy_forecast, residual_noise
 from .window import Window, contiguous, in_double, window_from_dict, window_of
@@ -100,8 +100,7 @@ def fit_delay_embedding(
     """
     window, trials = window_of(trials), in_double(trials)
     delays = max(1, min(delays, window.context_samples - 1, window.samples // 2))
-    order = torch.randperm(len(trials), generator=generator(seed, "folds"))
-    parts = [part.sort().values for part in order.chunk(_FOLDS)]
+    parts = folds_of(len(trials), _FOLDS, seed)
     inputs = _delayed(window, trials.stimulus)
     scale = _Scale(at_rest_uv(trials), unit_uv(trials), inputs.shape[-2], delays)
     scaled = scale.applied(trials)

@@ -34,6 +34,7 @@ from stimopt.montage import Montage
 from stimopt.skill import crps
 from stimopt.tensors import generator
 
+from .folds import folds_of, others_of
 from .ieeg_blended import blendable, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_judging import patient_temper
@@ -127,8 +128,8 @@ def adapt(
         return Adapted(at_level(whole, "context"), "context", {}, len(trials))
     tried = [level for level in tried if len(trials) - math.ceil(len(trials) / folds) >= _FEWEST[level]]
     each = {level: torch.empty(len(trials), dtype=torch.float64) for level in tried}
-    for fold, held in enumerate(_parts(len(trials), folds, seed)):
-        some = replace(whole, past=whole.past.pick(_others(len(trials), held)))
+    for fold, held in enumerate(folds_of(len(trials), folds, seed, "parts")):
+        some = replace(whole, past=whole.past.pick(others_of(len(trials), held)))
         for level in tried:
             forecaster = at_level(some, level, seed=seed + fold, steps=steps, rank=rank)
             each[level][held] = _scores(forecaster, whole, trials[held])
@@ -175,8 +176,8 @@ def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
         seed: Of the parts that are held out in turn.
     """
     past, count, ratios = forecaster.past, len(forecaster.past.numbers), []
-    for held in _parts(count, 4, seed):
-        answer = answered(forecaster, forecaster.model.weights, past.pick(_others(count, held)), past.pick(held))
+    for held in folds_of(count, 4, seed, "parts"):
+        answer = answered(forecaster, forecaster.model.weights, past.pick(others_of(count, held)), past.pick(held))
         mean, scale, factors = (part[0] for part in forecaster.told(answer))
         lead, wide = forecaster.window.lead, (scale.square() + factors.square().sum(1)).sqrt()
         ratio, good = (past.response[held][..., lead:] - mean).abs() / wide, past.good[held][..., lead:]
@@ -217,17 +218,6 @@ def fit_ieeg_adapted(
 _adapt = adapt  # an option of the function above has its name
 
 
-def _parts(count: int, folds: int, seed: int) -> list[Tensor]:
-    order = torch.randperm(count, generator=generator(seed, "parts"))
-    return [part.sort().values for part in order.chunk(folds)]
-
-
-def _others(count: int, held: Tensor) -> Tensor:
-    kept = torch.ones(count, dtype=torch.bool)
-    kept[held] = False
-    return kept.nonzero().squeeze(-1)
-
-
 @torch.no_grad()
 def _scores(forecaster: Forecaster, plain: FoundationForecaster, trials: Trials) -> Float[Tensor, " trial"]:
     """Of each trial, over its good samples, in units of spread."""
@@ -252,8 +242,8 @@ def _tuned(whole: FoundationForecaster, level: str, seed: int, steps: int, rank:
     """The forecaster with changed weights, as they were when trials held out of the steps were forecast best."""
     weights, past, source = whole.model.weights, whole.past, generator(seed, level)
     changes = full_changes(weights) if level == "full" else low_rank_changes(weights, rank, source)
-    held, *_ = _parts(len(past.numbers), 4, seed)
-    others = _others(len(past.numbers), held)
+    held, *_ = folds_of(len(past.numbers), 4, seed, "parts")
+    others = others_of(len(past.numbers), held)
     parameters = {name: value.requires_grad_() for name, value in changes.items()}
     search = torch.optim.Adam(parameters.values(), lr=_RATES[level], betas=(0.9, 0.98))
     best, kept, waited = _held_out(whole, weights, past.pick(others[-MOST_PAST:]), past.pick(held)), weights, 0
@@ -285,7 +275,6 @@ def _loss(whole: FoundationForecaster, weights: Mapping[str, Tensor], past: Shot
 def _held_out(whole: FoundationForecaster, weights: Mapping[str, Tensor], past: Shots, held: Shots) -> float:
     """Score of held-out windows in units of spread, smaller is better."""
     answer = answered(whole, weights, past, held)
-    lead, temper = whole.window.lead, whole.model.temper
-    mean, scale, factors = (x[0][..., lead:] for x in (answer.mean, answer.log_scale.exp(), answer.factors))
-    forecast = GaussianForecast(whole.window.response(mean), temper * scale, temper * factors)
+    mean, scale, factors = (part[0] for part in whole.told(answer))
+    lead, forecast = whole.window.lead, GaussianForecast(whole.window.response(mean), scale, factors)
     return float(crps(forecast, held.response[..., lead:])[held.good[..., lead:]].mean())

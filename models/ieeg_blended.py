@@ -26,6 +26,7 @@ from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus, no_stimulus
 from stimopt.tensors import generator
 
+from .folds import folds_of, others_of
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_residual import MOST_PAST, answered
@@ -132,8 +133,7 @@ def site_parts(stimulus: Stimulus, folds: int, seed: int) -> list[Tensor]:
     parts = [(each == i).nonzero().squeeze(-1) for i in range(folds)]
     parts = [one for one in parts if len(one)]
     if len(parts) < 2 or count - max(len(one) for one in parts) < _FEWEST_LINEAR:
-        shuffled = torch.randperm(count, generator=generator(seed, "trial parts"))
-        parts = [one.sort().values for one in shuffled.chunk(folds)]
+        parts = folds_of(count, folds, seed, "trial parts")
     return parts
 
 
@@ -158,10 +158,7 @@ class _Held:
     @classmethod
     def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "_Held":
         """Forecast these trials from all others."""
-        count, lead = len(trials), plain.window.lead
-        others = torch.ones(count, dtype=torch.bool)
-        others[held] = False
-        rest = others.nonzero().squeeze(-1)
+        rest, lead = others_of(len(trials), held), plain.window.lead
         past, own = plain.past.pick(rest[-MOST_PAST:]), plain.past.pick(held)
         told = [plain.told(answered(plain, plain.model.weights, past, shots)) for shots in (own, _silenced(own))]
         (mean, scale, factors), (quiet, _, _) = ([part[0] for part in one] for one in told)

@@ -23,6 +23,7 @@ from stimopt.response import Response
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import generator, map_tensors
 
+from .folds import folds_of
 from .ieeg_network import IeegNetwork, NetworkSize, stimulus_features
 from .ieeg_waves import patch_samples
 from .residuals import residual_noise
@@ -124,8 +125,7 @@ def fit_ieeg_network(
     size = NetworkSize(window.context_samples, samples, width, layers,
                        patch_samples=patch_samples(window.rate_hz), waves=max(6, waves))  # fmt: skip
     drive = float(inputs[1].square().mean().sqrt().clamp_min(1e-6))
-    order = torch.randperm(len(trials), generator=generator(seed, "held out"))
-    parts = [part.sort().values for part in order.chunk(max(5, members))][:members]
+    parts = folds_of(len(trials), max(5, members), seed, "held out")[:members]
     weights, surprises = [], []
     for i, part in enumerate(parts):
         network = IeegNetwork(size, window.montage, _fingerprint(trials, spread), drive, generator(seed, "weights", i))

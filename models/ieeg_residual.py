@@ -27,8 +27,9 @@ from torch.func import functional_call
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import map_tensors
 
+from .folds import folds_of, others_of
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_network import stimulus_features
 from .ieeg_subject import Shots, joined_shots, joined_subjects, sensory_features
@@ -127,8 +128,7 @@ def fit_ieeg_residual(plain: FoundationForecaster, *, seed: int = 0, folds: int 
     count = len(plain.past.numbers)
     if count < 4:
         raise DataError(f"a residual needs at least 4 trials, got {count}; use the network with its context alone.")
-    order = torch.randperm(count, generator=generator(seed, "folds"))
-    parts = [_left_over(plain, part.sort().values) for part in order.chunk(min(folds, count))]
+    parts = [_left_over(plain, part) for part in folds_of(count, min(folds, count), seed)]
     rows = _Rows(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(_Rows)})
     kept = replace(plain, past=plain.past.pick(slice(max(0, count - MOST_PAST), None)))
     return _fitted(kept, rows, seed)
@@ -167,9 +167,7 @@ class _Rows:
 @torch.no_grad()
 def _left_over(plain: FoundationForecaster, held: Tensor) -> _Rows:
     """Residuals of some past trials with the newest of the others in context."""
-    kept = torch.ones(len(plain.past.numbers), dtype=torch.bool)
-    kept[held] = False
-    others, asked = kept.nonzero().squeeze(-1)[-MOST_PAST:], plain.past.pick(held)
+    others, asked = others_of(len(plain.past.numbers), held)[-MOST_PAST:], plain.past.pick(held)
     answer = answered(plain, plain.model.weights, plain.past.pick(others), asked)
     names = ("mean", "log_scale", "factors", "statistics", "token")
     answer = replace(answer, **{name: getattr(answer, name)[0].double() for name in names})

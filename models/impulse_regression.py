@@ -22,9 +22,9 @@ from torch import Tensor
 
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator
 
 from .felt import at_rest_uv, spread_kernels, unit_uv
+from .folds import folds_of
 from .impulse import convolve, delay_basis, filtered
 from .residuals import noisy_forecast, residual_noise
 from .window import Window, contiguous, in_double, window_from_dict, window_of
@@ -86,8 +86,7 @@ def fit_impulse_regression(trials: Trials, *, seed: int = 0, factors: int = 12) 
         DataError: If there are fewer than four trials, or no signals.
     """
     window, trials = window_of(trials), in_double(trials)
-    order = torch.randperm(len(trials), generator=generator(seed, "folds"))
-    parts = [part.sort().values for part in order.chunk(_FOLDS)]
+    parts = folds_of(len(trials), _FOLDS, seed)
     rest, unit = at_rest_uv(trials), unit_uv(trials)
     basis = delay_basis(_BASIS, window.lead + window.samples, unit)
     products = [_products(window, trials[part], rest, unit, basis) for part in parts]

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from stimopt.forecaster import GaussianForecast, Trials
-from stimopt.tensors import generator
 
+from .folds import folds_of
 from .window import Window
 
 _SMOOTHING_S = 0.02  # neighbours in time share their variance: halves the error of a scale read from 60 trials
@@ -61,10 +61,8 @@ def held_out_residuals(
         folds: In how many parts the trials are cut.
         seed: Of the cut.
     """
-    order = torch.randperm(len(trials), generator=generator(seed, "folds"))
     residual = torch.empty_like(trials.response.signal_uv)
-    for part in order.chunk(min(folds, len(trials))):
-        test = part.sort().values
+    for test in folds_of(len(trials), min(folds, len(trials)), seed):
         kept = torch.ones(len(trials), dtype=torch.bool)
         kept[test] = False
         held = trials[test]

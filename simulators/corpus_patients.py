@@ -6,6 +6,7 @@ patients here vary in how many regions and contacts they have, those of the coho
 recorded channels. All of it is simulated.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def hopf_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(hopf_patient(**_asked("hopf", patient), rate_hz=RATE_HZ)))
+    return _ready("hopf", hopf_patient, patient)
 
 
 def wendling_corpus_patient(*, patient: int = 0) -> Twin:
@@ -57,7 +58,7 @@ def wendling_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(wendling_patient(**_asked("wendling", patient), rate_hz=RATE_HZ)))
+    return _ready("wendling", wendling_patient, patient)
 
 
 def wilson_cowan_corpus_patient(*, patient: int = 0) -> Twin:
@@ -66,7 +67,7 @@ def wilson_cowan_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(wilson_cowan_patient(**_asked("wilson-cowan", patient), rate_hz=RATE_HZ)))
+    return _ready("wilson-cowan", wilson_cowan_patient, patient)
 
 
 def kuramoto_corpus_patient(*, patient: int = 0) -> Twin:
@@ -75,7 +76,7 @@ def kuramoto_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(kuramoto_patient(**_asked("kuramoto", patient), rate_hz=RATE_HZ)))
+    return _ready("kuramoto", kuramoto_patient, patient)
 
 
 def montbrio_corpus_patient(*, patient: int = 0) -> Twin:
@@ -84,7 +85,7 @@ def montbrio_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(montbrio_patient(**_asked("montbrio", patient), rate_hz=RATE_HZ)))
+    return _ready("montbrio", montbrio_patient, patient)
 
 
 def epileptor_corpus_patient(*, patient: int = 0) -> Twin:
@@ -93,7 +94,7 @@ def epileptor_corpus_patient(*, patient: int = 0) -> Twin:
     Args:
         patient: Any whole number.
     """
-    return _in_single(_at_once(epileptor_patient(**_asked("epileptor", patient), rate_hz=RATE_HZ)))
+    return _ready("epileptor", epileptor_patient, patient)
 
 
 def linear_corpus_patient(*, patient: int = 0) -> Twin:
@@ -135,6 +136,10 @@ def _some_channels(montage: Montage, source: torch.Generator) -> list[int]:
     channels = len(montage.channels)
     order: list[int] = torch.randperm(channels, generator=source).tolist()
     return sorted(order[:MOST_CHANNELS])
+
+
+def _ready(family: str, make: Callable[..., Twin], patient: int) -> Twin:
+    return _in_single(_at_once(make(**_asked(family, patient), rate_hz=RATE_HZ)))
 
 
 def _asked(family: str, patient: int) -> dict[str, Any]:

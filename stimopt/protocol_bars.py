@@ -64,9 +64,11 @@ def _ahead(gaps: dict[int, pd.DataFrame], family: str) -> list[dict[str, Any]]:
             part = gap[(gap.family == family) & (gap.metric == metric)]
             part = part if splits is None else part[part.split.isin(splits)]
             for split, baselines in part.groupby("split", sort=False):
-                lowest = baselines.loc[baselines.low.fillna(-float("inf")).idxmin()]
-                bar = f"{split}, {count} trials: {metric} better than every baseline on {_MANY} ({lowest.against})"
-                rows.append(_row(bar, float(lowest.difference), "interval above 0", bool(baselines.ahead.all())))
+                bar = f"{split}, {count} trials: {metric} better than every baseline on {_MANY}"
+                ahead, most = int(baselines.ahead.sum()), baselines.difference.max()
+                others = f", not {', '.join(baselines.against[~baselines.ahead])}" if ahead < len(baselines) else ""
+                needed = f"interval above 0: {ahead} of {len(baselines)}{others}; differences to {most:.2f}"
+                rows.append(_row(bar, float(baselines.difference.min()), needed, bool(baselines.ahead.all())))
     return rows
 
 

@@ -456,12 +456,15 @@ def test_bars_are_met_or_not_and_say_why():
     assert list(bars.family.unique()) == ["linear"]
     met = bars.met.to_dict()
     assert not met["new sites, 20 trials: R2 of the mean response over its ceiling"]
-    assert met["sites, 20 trials: r2_mean better than every baseline on 20 (arx)"]
+    assert met["sites, 20 trials: r2_mean better than every baseline on 20"]
     assert met["sites: coverage of 90 % intervals"]
     assert met["slope in amplitude: sign"]
     assert not met["slope in amplitude: cosine"]
     worse = protocol_bars(protocol_table(files(-0.2)), "new").set_index("bar")
-    assert not worse.met["sites, 20 trials: r2_mean better than every baseline on 20 (arx)"]
+    behind = worse.loc["sites, 20 trials: r2_mean better than every baseline on 20"]
+    assert not behind.met
+    assert behind.value == pytest.approx(-0.2)
+    assert behind.needed == "interval above 0: 0 of 1, not arx; differences to -0.20"
 
 
 def test_a_value_that_is_not_defined_is_left_out():
