@@ -37,12 +37,15 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from .compiled_delays import past_of_strip, reads_of, strip_of
 from .compiled_gradient import played_with_tape
 from .compiled_step import Step, leaves
+from .compiled_unit import Unit
 from .compiled_walk import Course, state_of, walk
 from .delays import Past, steps_ahead, steps_back, still_past
 from .dynamics import Dynamics
 from .integrate import Scheme, euler, rk4
 from .network import Network
 from .simulate import Reading, Trajectory, require_start, simulate, steps_of
+
+_READ_TOGETHER = 64  # states whose potentials are read at once
 
 
 def compiled_simulate(
@@ -80,17 +83,17 @@ def compiled_simulate(
     values, turns = _halves(_given(dynamics, start, dt_s, drive, waves, past))
     with temporarily_clear_interpreter_stack():  # tangents from torch.func.jvp go on as plain dual numbers
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
-        ready = _compiles(course, values, turns)
-        if ready and turns is None:
-            return _play(course, values, reading or _itself, every, checkpoint)
-        both = _played_with_turns(course, values, turns, reading or _itself, every) if ready and turns else None
+        unit = _compiles(course, values, turns)
+        if unit and turns is None:
+            return _play(course, values, unit, reading or _itself, every, checkpoint)
+        both = _played_with_turns(course, values, turns, unit, reading or _itself, every) if unit and turns else None
     return _dual(*both) if both else simulate(dynamics, start, **arguments)
 
 
-def _compiles(course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor] | None) -> bool:
-    """Whether the step can be compiled; a warning says why not."""
+def _compiles(course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor] | None) -> Unit | None:
+    """The compiled step; None, and a warning that says why, where it cannot be compiled."""
     try:
-        course.unit({name: value.detach() for name, value in values.items()}, turns)
+        return course.unit({name: value.detach() for name, value in values.items()}, turns)
     except Exception as reason:  # whatever a compiler or a trace may say, the circuit can still be played
         warnings.warn(
             f"{type(course.step.dynamics).__name__} could not be compiled ({type(reason).__name__}: "
@@ -98,20 +101,20 @@ def _compiles(course: Course, values: Mapping[str, Tensor], turns: Mapping[str, 
             "`simulate` to silence this.",
             stacklevel=3,
         )
-        return False
-    return True
+        return None
 
 
 def _play(
     course: Course,
     values: dict[str, Tensor],
+    unit: Unit,
     reading: Reading,
     every: int,
     checkpoint: bool,
 ) -> Trajectory:
     if torch.is_grad_enabled() and any(value.requires_grad for value in values.values()):
         return played_with_tape(course, values, reading, every, checkpoint)
-    return _played(course, values, reading, every)
+    return _played(course, values, unit, reading, every)
 
 
 def lane_waves(
@@ -180,21 +183,33 @@ def _bare(tensor: Tensor) -> Tensor:
     return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
 
 
-def _played(course: Course, values: Mapping[str, Tensor], reading: Reading, every: int) -> Trajectory:
+def _played(course: Course, values: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int) -> Trajectory:
     readings: list[Tensor] = []
+    kept: list[Tensor] = []  # columns of states that are read together, which for potentials means the same
+    together = _READ_TOGETHER if reading == course.step.dynamics.potential_mv else 1
+
+    def read() -> None:
+        if kept:
+            states = torch.stack(kept).unflatten(0, (-1, course.states))  # [time, state, *batch, region]
+            read_states = states.movedim(1, -1)
+            readings.append(reading(read_states) if together > 1 else reading(read_states[0]).unsqueeze(0))
+            kept.clear()
 
     def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
         if number % every == 0:
-            readings.append(reading(state_of(columns)))
+            kept.extend(columns)
+            if len(kept) >= together * course.states:
+                read()
 
     with torch.no_grad():
-        columns, strips = walk(course, values, None, watch)
+        columns, strips = walk(course, values, None, unit, watch)
+        read()
         past = past_of_strip(strips[0].clone(), course.batch_shape, course.outputs) if strips else None
-        return Trajectory(torch.stack(readings).movedim(0, -1), state_of(columns), past)
+        return Trajectory(torch.cat(readings).movedim(0, -1), state_of(columns), past)
 
 
 def _played_with_turns(
-    course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor], reading: Reading, every: int
+    course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int
 ) -> tuple[Trajectory, Trajectory]:
     """The trajectory, and its tangent."""
     readings: list[tuple[Tensor, Tensor]] = []
@@ -206,7 +221,7 @@ def _played_with_turns(
             readings.append((read.primal, torch.zeros_like(read.primal) if read.tangent is None else read.tangent))
 
     with torch.no_grad():
-        columns, strips = walk(course, values, turns, watch)
+        columns, strips = walk(course, values, turns, unit, watch)
         ends = state_of(columns[: course.states]), state_of(columns[course.states :])
         pasts: list[Past | None] = [None, None]
         if strips:

@@ -87,7 +87,7 @@ class _Tape(torch.autograd.Function):
                 state = state_of(columns)
                 readings.append(state if reading is None else reading(state))
 
-        columns, strips = walk(course, given, None, watch)
+        columns, strips = walk(course, given, None, course.unit(given, None), watch)
         read = torch.stack(readings) if readings else given["start"].new_zeros(0)
         ctx.rules = (course, names, reading, first, every)
         ctx.save_for_backward(*kept, *heard, *now)

@@ -119,19 +119,22 @@ def state_of(columns: Sequence[Tensor]) -> Tensor:
     return torch.stack([column.movedim(-1, 0) for column in columns]).movedim((0, 1), (-1, -2))
 
 
-def walk(course: Course, given: Given, turns: Given | None, watch: Watch) -> tuple[list[Tensor], list[Tensor]]:
+def walk(
+    course: Course, given: Given, turns: Given | None, unit: Unit, watch: Watch
+) -> tuple[list[Tensor], list[Tensor]]:
     """All steps. `watch` is called before each; gives the columns at the end, and the strip of each half there.
 
     Args:
         course: What to play.
         given: All values, no tangents.
         turns: Tangents of some; `start` and, with delays, `strip` must be among them.
+        unit: Of `Course.unit` for these.
         watch: Sees every step.
     """
     halves = [given] if turns is None else [given, turns]
-    unit = course.unit(given, turns)
     columns = [column for half in halves for column in columns_of(half["start"])]
-    fixed = {name: value for name, value in _fixed(halves).items() if name in unit.names}
+    fixed = _fixed(halves)
+    seats = _Seats(unit, fixed)
     ears = [_Ears(course, half["strip"], unit) for half in halves] if course.reads else []
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
@@ -140,7 +143,7 @@ def walk(course: Course, given: Given, turns: Given | None, watch: Watch) -> tup
         for k, push in enumerate(pushed):
             late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
             watch(begin + k, columns, late[0] if late else [])
-            outputs = unit(course.slots(fixed, columns, late, push))
+            outputs = seats.filled(course.slots({}, columns, late, push))
             parts = [outputs[h * len(outputs) // len(halves) :] for h in range(len(halves))]
             columns = [column for part in parts for column in part[: course.states]]
             for kept, part in zip(edges, parts, strict=False):
@@ -148,6 +151,22 @@ def walk(course: Course, given: Given, turns: Given | None, watch: Watch) -> tup
         for ear, kept in zip(ears, edges, strict=True):
             ear.strip.append(kept, count)
     return columns, [ear.strip.rows for ear in ears]
+
+
+class _Seats:
+    """The inputs of a unit in its order, where what is the same for all steps has its place once."""
+
+    def __init__(self, unit: Unit, fixed: Given) -> None:
+        self.call = unit.call
+        self.inputs = [fixed.get(name) for name in unit.names]
+        self.open = [(i, name) for i, name in enumerate(unit.names) if name not in fixed]
+
+    def filled(self, slots: Given) -> list[Tensor]:
+        """The outputs of the unit for the other slots."""
+        inputs = self.inputs.copy()
+        for i, name in self.open:
+            inputs[i] = slots[name]
+        return list(self.call(*inputs))
 
 
 def _edges(course: Course, outputs: list[Tensor]) -> list[Tensor]:

@@ -22,8 +22,9 @@ Jensen and Durand 2009, Exp Neurol 220:57-70 (axons fail to follow fast trains).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -48,7 +49,7 @@ BINS_PER_STEP = 8  # places a pulse within a step to an eighth of it
 
 _SOURCE = monopolar([Contact("source")])
 
-PhaseShares = Callable[[Stimulus, float, int], Tensor]  # (stimulus, dt_s, steps) -> [step, 3, *batch, phase]
+PhaseShares = Callable[[Stimulus, float, int], Tensor]  # (stimulus, dt_s, steps) -> [step, 3, *batch, phase or 1]
 
 
 def pulse_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "step 3 *batch phase"]:
@@ -64,18 +65,22 @@ def pulse_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "
     return stage_drive(torch.cat([first, second], -2), BINS_PER_STEP)
 
 
-def train_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "step 3 *batch phase"]:
+def train_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "step 3 *batch 1"]:
     """The same share of time, spread evenly from the first pulse to the end of the last period: a train without pulses.
 
     Width times frequency, for both phases alike; over a whole train it sums to what `pulse_shares` gives.
     Differentiable in width, frequency and onset.
     """
-    bins = torch.arange(BINS_PER_STEP * steps + 1, dtype=torch.float64, device=stimulus.pulses.device)
-    since_s = bins * (dt_s / BINS_PER_STEP) - stimulus.onset_s.double().unsqueeze(-1)  # [*batch, edge]
-    lasted_s = torch.minimum(since_s.clamp_min(0.0), stimulus.duration_s.double().unsqueeze(-1))
-    density = stimulus.pulse_width_us.double() * SECONDS_PER_MICROSECOND * stimulus.frequency_hz.double()
-    share = lasted_s.diff(dim=-1) * (BINS_PER_STEP / dt_s) * density.unsqueeze(-1)
-    return stage_drive(torch.stack([share, share], -2).to(stimulus.amplitude_ma), BINS_PER_STEP)
+    number = torch.arange(steps, dtype=torch.float64, device=stimulus.pulses.device)
+    number = number.reshape(-1, *(1,) * len(stimulus.batch_shape))  # [step, *batch]
+    onset_s, lasted_s, width_us, frequency_hz = (
+        x.double() for x in (stimulus.onset_s, stimulus.duration_s, stimulus.pulse_width_us, stimulus.frequency_hz)
+    )
+    first, last = ((edge_s / dt_s - number).clamp(0.0, 1.0) for edge_s in (onset_s, onset_s + lasted_s))
+    share = (last - first) * (width_us * SECONDS_PER_MICROSECOND * frequency_hz)
+    rise = 6 * share * (last + first - 1)  # of the line that `stage_drive` would draw through ever finer bins
+    share, rise = share.to(stimulus.amplitude_ma), rise.to(stimulus.amplitude_ma)
+    return torch.stack([share - 0.5 * rise, share, share + 0.5 * rise], 1).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -138,16 +143,22 @@ class PointSourceDrive:
         """
         if stimulus.sensory is not None and bool((stimulus.sensory.intensity != 0).any()):
             raise StimulusError("this circuit has contacts but no senses; give a stimulus without a sensory part.")
-        amounts = self._phase_amounts(stimulus) @ self._weights(entries, stimulus.amplitude_ma)
-        filled = self.shares(stimulus, dt_s, steps).unsqueeze(-2)  # [step, 3, *batch, 1, phase]
-        regions, inputs = amounts.shape[-2:]
-        entering: Tensor = (filled @ amounts.flatten(-2)).squeeze(-2).unflatten(-1, (regions, inputs))
-        return entering
+        firing, field = self._phase_firing(stimulus), self._phase_field_mv(stimulus)
+        filled = self.shares(stimulus, dt_s, steps).unbind(-1)  # [step, 3, *batch], for each phase or for both alike
+        phases = [(*firing, *field), (*reversed(firing), *reversed(field))]  # what the first lowers, the second raises
+        columns = []
+        for weights in self._weights(entries):
+            amounts = [_weighed(weights, phase) for phase in phases]
+            amounts = amounts if len(filled) == 2 else [amounts[0] + amounts[1]]
+            lanes = [amount.movedim(-1, 0).contiguous() for amount in amounts]  # the batch innermost is fast
+            columns.append(cast(Tensor, sum(x.unsqueeze(2) * y for x, y in zip(filled, lanes, strict=True))))
+        return torch.stack(columns, 2).movedim((2, 3), (-1, -2))
 
     def arriving_spikes(self, stimulus: Stimulus) -> Float[Tensor, "*batch 2 region"]:
         """Afferent spikes that the first and the second phase of each pulse bring to each region."""
-        gains = stimulus.amplitude_ma.new_tensor([self.cathodic_gain, self.anodic_gain])
-        return self._phase_spikes(stimulus) @ gains
+        lowered, raised = self._phase_firing(stimulus, per_spike=True)
+        first = self.cathodic_gain * lowered + self.anodic_gain * raised
+        return torch.stack([first, self.cathodic_gain * raised + self.anodic_gain * lowered], -2)
 
     def _points_mv(self, stimulus: Stimulus) -> Float[Tensor, "*batch region point"]:
         if self.point_mv_per_ma is None:
@@ -162,26 +173,28 @@ class PointSourceDrive:
         strength = potential_mv / self.half_mv * width / (width + self.chronaxie_us)
         return strength.square() / (1 + strength.square())
 
-    def _phase_spikes(self, stimulus: Stimulus) -> Float[Tensor, "*batch 2 region 2"]:
-        """Spikes of first and second phase where the phase is cathodic, and where it is anodic."""
+    def _phase_firing(self, stimulus: Stimulus, *, per_spike: bool = False) -> tuple[Tensor, Tensor]:
+        """Firing of axons that the first phase's cathodic field recruits, and its anodic one, `[*batch, region]` in 1/s
+        while the phase lasts; or the spikes that it brings.
+        """
         potential_mv = self._points_mv(stimulus)
         recruited = self._recruited(stimulus, potential_mv)
-        zero = torch.zeros_like(recruited)
-        lowered = self._over_region(torch.where(potential_mv < 0, recruited, zero))
-        raised = self._over_region(torch.where(potential_mv < 0, zero, recruited))
-        followed = self.spikes / (1 + (stimulus.frequency_hz / self.follow_hz).square())
-        return _both_phases(lowered, raised) * followed[..., None, None, None]
+        low = potential_mv < 0
+        rate = self.spikes / (1 + (stimulus.frequency_hz / self.follow_hz).square())
+        if not per_spike:
+            rate = rate / (stimulus.pulse_width_us * SECONDS_PER_MICROSECOND)
+        parts = (torch.where(low, recruited, 0.0), torch.where(low, 0.0, recruited))
+        lowered, raised = (self._over_region(part) * rate.unsqueeze(-1) for part in parts)
+        return lowered, raised
 
-    def _phase_amounts(self, stimulus: Stimulus) -> Float[Tensor, "*batch 2 region 4"]:
-        """What runs while a phase does: cathodic and anodic firing in 1/s, cathodic and anodic potential in mV."""
-        width_s = (stimulus.pulse_width_us * SECONDS_PER_MICROSECOND)[..., None, None, None]
+    def _phase_field_mv(self, stimulus: Stimulus) -> tuple[Tensor, Tensor]:
+        """How far the first phase lowers and raises the potential at each region, `[*batch, region]`."""
         potential_mv = self._points_mv(stimulus)
-        lowered = self._over_region((-potential_mv).clamp_min(0.0))
-        raised = self._over_region(potential_mv.clamp_min(0.0))
-        return torch.cat([self._phase_spikes(stimulus) / width_s, _both_phases(lowered, raised)], -1)
+        return self._over_region((-potential_mv).clamp_min(0.0)), self._over_region(potential_mv.clamp_min(0.0))
 
-    def _weights(self, entries: tuple[Entry, ...], like: Tensor) -> Float[Tensor, "4 input"]:
-        columns = [
+    def _weights(self, entries: tuple[Entry, ...]) -> list[tuple[float, float, float, float]]:
+        """For each input: of cathodic and anodic firing, of lowered and raised potential."""
+        return [
             (
                 entry.cathodic_hz + self.cathodic_gain * entry.afferent_hz,
                 entry.anodic_hz + self.anodic_gain * entry.afferent_hz,
@@ -190,13 +203,12 @@ class PointSourceDrive:
             )
             for entry in entries
         ]
-        return like.new_tensor(columns).mT.contiguous()
 
 
-def _both_phases(lowered: Tensor, raised: Tensor) -> Float[Tensor, "*batch 2 region 2"]:
-    """Cathodic and anodic amounts in both phases: what the first phase lowers the second raises."""
-    first = torch.stack([lowered, raised], -1)  # [*batch, region, polarity]
-    return torch.stack([first, first.flip(-1)], -3)
+def _weighed(weights: Sequence[float], lanes: Sequence[Tensor]) -> Tensor:
+    """The weighted sum, without what counts nothing."""
+    parts = [weight * lane for weight, lane in zip(weights, lanes, strict=True) if weight]
+    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(lanes[0])
 
 
 def point_source_potential(

@@ -46,6 +46,8 @@ class Sensing:
 
     def clean_uv(self, potential_mv: Float[Tensor, "*batch region time"]) -> Float[Tensor, "*batch channel time"]:
         """What the channels would read without noise and without an amplifier."""
+        if self.uv_per_mv.shape[-1] == 1:  # the same products, without a small matrix product for each row
+            return self.uv_per_mv * potential_mv
         return self.uv_per_mv @ potential_mv
 
     def signal_uv(

@@ -122,9 +122,9 @@ def basal_ganglia_task(*, horizon: int = 100, **patient: Any) -> Task:
 def column_task(*, patient: int = 0, horizon: int = 1000, window_s: float = 0.01, noise: float = 1.83) -> Task:
     """Calm the alpha of one Jansen-Rit column, window by window of 10 ms: made to be fast for reinforcement learning.
 
-    One region, two contacts, no noise of the amplifier, steps of 1 ms (Heun). A decision is the current and width of
-    one pulse, whose firing is spread evenly over the window (`train_shares`); where, and 100 Hz, stay as they are.
-    Score is minus the line length.
+    One region, two contacts, no noise of the amplifier, steps of 1 ms (Heun), float32. A decision is the current and
+    width of one pulse, whose firing is spread evenly over the window (`train_shares`); where, and 100 Hz, stay as they
+    are. Score is minus the line length.
 
     Args:
         patient: Which patient; any whole number.
@@ -164,7 +164,7 @@ def _column(patient: int, window_s: float, noise: float) -> Twin:
         circuit, circuit.rest.new_zeros(1, 3), monopolar(contacts, frame="virtual"), noise_uv=0.0, window_s=window_s,
         dt_s=1e-3, rate_hz=1000.0, scheme=heun,
     )  # fmt: skip
-    return replace(twin, drive=replace(twin.drive, shares=train_shares))
+    return replace(twin, drive=replace(twin.drive, shares=train_shares)).to(torch.zeros(()))
 
 
 def _task(twin: Twin, objective: Objective, envelope: str, horizon: int) -> Task:

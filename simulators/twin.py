@@ -240,6 +240,8 @@ class Twin(System):
     def _driven(self, state: State, delivered: Stimulus, steps: int) -> tuple[Tensor, State]:
         """Drive at the stages of each step `[step, 3, *batch, region, input]`, and firing that is still under way."""
         entries, like = self._entries, self.circuit.rest
+        if self.drift == 0 and self.vigilance is None and self.senses is None:
+            return self.drive.input(delivered, entries, self.dt_s, steps), {}
         slow = self.drift * state["drift"]
         if self.vigilance is not None:
             slow = slow + self.vigilance.drowsy_drive * state["drowsy"]
@@ -283,7 +285,9 @@ class Twin(System):
         )  # fmt: skip
 
     def _drifted(self, state: State, salt: int) -> Float[Tensor, "*batch"]:
-        """One step of an Ornstein-Uhlenbeck process of unit variance; exact for any `drift_windows`."""
+        """A step of an Ornstein-Uhlenbeck process of unit variance, exact for any `drift_windows`; none without drift."""
+        if self.drift == 0:
+            return state["drift"]
         kept = math.exp(-1 / self.drift_windows)
         fresh = row_noise(state["key"], (1,), salt, state["drift"])[..., 0]
         drifted: Tensor = kept * state["drift"] + math.sqrt(1 - kept**2) * fresh

@@ -34,7 +34,10 @@ class Ledger:
         began_s: Start of the train that began last, and of the one that ends last; minus infinity for none.
         lasted_s: Their lengths.
         last_ma: Current of the latest train at each contact.
-        dose_uc: Charge of first phases in each bucket, for each dose window in the order of `DOSE_WINDOW_S`.
+        dose_uc: Charge of first phases in each bucket that is over, for each dose window in the order of
+            `DOSE_WINDOW_S`; the place of the newest is empty.
+        over_uc: Their sum.
+        open_uc: Charge in the newest bucket.
         bucket: Number of the newest bucket since the session began, for each dose window.
     """
 
@@ -43,6 +46,8 @@ class Ledger:
     lasted_s: Float[Tensor, "*batch 2"]
     last_ma: Float[Tensor, "*batch contact"]
     dose_uc: Float[Tensor, "*batch window bucket contact"]
+    over_uc: Float[Tensor, "*batch window contact"]
+    open_uc: Float[Tensor, "*batch window contact"]
     bucket: Float[Tensor, "*batch window"]
 
     def at(self, time_s: Float[Tensor, "*batch"]) -> "Ledger":
@@ -57,8 +62,14 @@ class Ledger:
             return replace(self, now_s=time_s)
         place = torch.arange(BUCKETS + 1, dtype=widths.dtype, device=widths.device)
         behind = (self.bucket.unsqueeze(-1) - place) % (BUCKETS + 1)  # how many buckets ago each place was written
-        over = behind + passed.unsqueeze(-1) > BUCKETS
-        return replace(self, now_s=time_s, bucket=newest, dose_uc=torch.where(over.unsqueeze(-1), 0.0, self.dose_uc))
+        closes = (behind == 0) & (passed > 0).unsqueeze(-1)
+        gone = behind + passed.unsqueeze(-1) > BUCKETS
+        dose_uc = torch.where(closes.unsqueeze(-1), self.open_uc.unsqueeze(-2), self.dose_uc)
+        dose_uc = torch.where(gone.unsqueeze(-1), 0.0, dose_uc)
+        open_uc = torch.where((passed > 0).unsqueeze(-1), 0.0, self.open_uc)
+        return replace(
+            self, now_s=time_s, bucket=newest, dose_uc=dose_uc, over_uc=dose_uc.sum(-2), open_uc=open_uc
+        )  # fmt: skip
 
     def after(self, stimulus: Stimulus) -> "Ledger":
         """The account after a stimulus was delivered in the window that starts now; silence leaves nothing.
@@ -77,14 +88,12 @@ class Ledger:
         later = starts + length >= (self.began_s + self.lasted_s)[..., 1]
         renewed = torch.stack([sounding, sounding & later], -1)
         dose = exact.phase_charge_uc.abs() * exact.pulses.unsqueeze(-1)  # [*batch, contact]
-        here = (self.bucket % (BUCKETS + 1)).long()[..., None, None].expand(*self.bucket.shape, 1, dose.shape[-1])
-        spread = dose[..., None, None, :].expand(here.shape)  # [*batch, window, 1, contact]
         return replace(
             self,
             began_s=torch.where(renewed, starts.unsqueeze(-1), self.began_s),
             lasted_s=torch.where(renewed, length.unsqueeze(-1), self.lasted_s),
             last_ma=torch.where(sounding.unsqueeze(-1), exact.amplitude_ma, self.last_ma),
-            dose_uc=self.dose_uc.scatter_add(-2, here, spread),
+            open_uc=self.open_uc + dose.unsqueeze(-2),
         )
 
     def dose_within(self, window_s: float) -> Float[Tensor, "*batch contact"]:
@@ -96,7 +105,8 @@ class Ledger:
         windows = list(DOSE_WINDOW_S.values())
         if window_s not in windows:
             raise ShapeError(f"a ledger keeps doses over {windows} s, not over {window_s} s.")
-        return self.dose_uc[..., windows.index(window_s), :, :].sum(-2)
+        window = windows.index(window_s)
+        return self.over_uc[..., window, :] + self.open_uc[..., window, :]
 
     def latest(self) -> tuple[Tensor, Tensor]:
         """See `Account`."""
@@ -112,11 +122,18 @@ def empty_ledger(template: Stimulus, batch_shape: Sequence[int]) -> Ledger:
     shape, contacts = tuple(batch_shape), len(template.montage.contacts)
     zero = template.amplitude_ma.new_zeros(shape, dtype=torch.float64)
     windows = len(DOSE_WINDOW_S)
+
+    def zeros(*sizes: int) -> Tensor:
+        """With the batch innermost in memory, which is fast for many rows."""
+        return zero.new_zeros(*sizes, *shape).movedim(tuple(range(-len(shape), 0)), tuple(range(len(shape))))
+
     return Ledger(
         now_s=zero,
-        began_s=zero.unsqueeze(-1).expand(*shape, 2) - math.inf,
-        lasted_s=zero.unsqueeze(-1).expand(*shape, 2).clone(),
-        last_ma=zero.new_zeros(*shape, contacts),
-        dose_uc=zero.new_zeros(*shape, windows, BUCKETS + 1, contacts),
-        bucket=zero.new_zeros(*shape, windows),
+        began_s=zeros(2) - math.inf,
+        lasted_s=zeros(2),
+        last_ma=zeros(contacts),
+        dose_uc=zeros(windows, BUCKETS + 1, contacts),
+        over_uc=zeros(windows, contacts),
+        open_uc=zeros(windows, contacts),
+        bucket=zeros(windows),
     )

@@ -82,7 +82,8 @@ def decide(task: Task, situation: Situation, asked: Stimulus, generator: torch.G
         ShapeError: If there is not one stimulus a row.
     """
     margins = task.envelope.margins(asked, situation.ledger)
-    refused = (margins.values < 0).any(-1)
+    worst = margins.worst
+    refused = worst < 0
     delivered = silenced(asked, refused)
     response, state = task.system.respond(situation.state, delivered, generator)
     after = situation.ledger.after(delivered)
@@ -94,7 +95,7 @@ def decide(task: Task, situation: Situation, asked: Stimulus, generator: torch.G
         delivered=delivered,
         score=task.objective(response, delivered),
         refused=refused,
-        margin=margins.worst,
+        margin=worst,
         charge_uc=(delivered.phase_charge_uc.abs() * pulses).sum(-1),
         energy_uj_per_kohm=2 * (phase_uj * pulses).sum(-1),
     )

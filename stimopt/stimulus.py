@@ -7,8 +7,9 @@ do not sum to zero over the contacts return through the case. Pulse k starts at
 `onset_s + k / frequency_hz`, for k = 0 .. `pulses` - 1. No stimulus is an explicit zero.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from .errors import MontageError, ShapeError, StimulusError
 from .montage import Montage
 from .tensors import map_tensors, require_finite
 from .units import SECONDS_PER_MICROSECOND, phase_charge_uc
+
+_TRAIN = ("frequency_hz", "pulse_width_us", "pulses", "onset_s", "interphase_us")
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,32 @@ class Stimulus:
                 f"amplitude_ma must end in the montage's {len(self.montage.contacts)} contacts, "
                 f"got {list(self.amplitude_ma.shape)}."
             )
-        for name in ("frequency_hz", "pulse_width_us", "pulses", "onset_s", "interphase_us"):
+        for name in _TRAIN:
             value = getattr(self, name)
             if value.shape != batch:
                 raise ShapeError(f"{name} must have the batch shape {list(batch)}, got {list(value.shape)}.")
-            require_finite(name, value)
-        require_finite("amplitude_ma", self.amplitude_ma)
-        self._require_deliverable()
+        if not self._sound():
+            for name in (*_TRAIN, "amplitude_ma"):
+                require_finite(name, getattr(self, name))
+            self._require_deliverable()
+
+    def _sound(self) -> bool:
+        """Whether all is surely finite and deliverable, by the extremes of the numbers, which is little work; False
+        where that takes a closer look.
+        """
+        if not self.pulses.numel():
+            return True
+        rows = torch.stack([getattr(self, name).detach() for name in _TRAIN]).reshape(len(_TRAIN), -1)
+        low, high = ([float(x) for x in edge] for edge in torch.aminmax(rows, dim=1))
+        frequency_hz, width_us, pulses, onset_s, gap_us = zip(low, high, strict=True)
+        shortest_s = (2 * width_us[1] + gap_us[1]) * SECONDS_PER_MICROSECOND
+        claims = (
+            frequency_hz[0] > 0, width_us[0] > 0, pulses[0] >= 0, onset_s[0] >= 0, gap_us[0] >= 0,  # false for NaN
+            max(high) < math.inf, math.isfinite(float(self.amplitude_ma.detach().sum())),
+            pulses[1] <= 1 or shortest_s * frequency_hz[1] <= 1,
+            bool((self.pulses == self.pulses.round()).all()),
+        )  # fmt: skip
+        return all(claims)
 
     def _require_deliverable(self) -> None:
         pulse_s = (2 * self.pulse_width_us + self.interphase_us) * SECONDS_PER_MICROSECOND
@@ -131,21 +153,33 @@ class Stimulus:
 
     def __getitem__(self, index: int | slice | Tensor) -> "Stimulus":
         """Pick along the first batch axis."""
-        return map_tensors(self, lambda tensor: tensor[index])
+        return self._each(lambda tensor: tensor[index])
 
     def expand(self, *batch_shape: int) -> "Stimulus":
         """Repeat a stimulus with an empty or broadcastable batch over `batch_shape`."""
         depth = len(self.batch_shape)
-        return map_tensors(self, lambda tensor: tensor.expand((*batch_shape, *tensor.shape[depth:])))
+        return self._each(lambda tensor: tensor.expand((*batch_shape, *tensor.shape[depth:])))
 
     def reshape(self, *batch_shape: int) -> "Stimulus":
         """Give the batch another shape."""
         depth = len(self.batch_shape)
-        return map_tensors(self, lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[depth:])))
+        return self._each(lambda tensor: tensor.reshape((*batch_shape, *tensor.shape[depth:])))
 
     def to(self, like: Tensor) -> "Stimulus":
-        """Move every tensor to the device and dtype of `like`."""
-        return map_tensors(self, lambda tensor: tensor.to(like))
+        """Move every tensor to the device and dtype of `like`; itself where all are there."""
+        own = [self.amplitude_ma, *(getattr(self, name) for name in _TRAIN)]
+        if self.sensory is None and all(x.dtype == like.dtype and x.device == like.device for x in own):
+            return self
+        return self._each(lambda tensor: tensor.to(like))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Stimulus":
+        """A change of every tensor that alters no number, so nothing is checked again, which would take longer."""
+        same = object.__new__(type(self))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            value = change(value) if isinstance(value, Tensor) else value
+            object.__setattr__(same, f.name, map_tensors(value, change) if isinstance(value, Sensory) else value)
+        return same
 
 
 def pulse_train(
