@@ -183,53 +183,66 @@ def _bare(tensor: Tensor) -> Tensor:
     return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
 
 
+class _Reader:
+    """Reads states on the way: potentials of many states at once, anything else state by state."""
+
+    def __init__(self, course: Course, reading: Reading, every: int, halves: int) -> None:
+        self.course, self.reading, self.every, self.halves = course, reading, every, halves
+        self.together = _READ_TOGETHER if reading == course.step.dynamics.potential_mv else 1
+        self.kept: list[list[Tensor]] = []
+        self.readings: list[list[Tensor]] = [[] for _ in range(halves)]
+
+    def watch(self, number: int, columns: list[Tensor], late: list[Tensor]) -> None:
+        """Keep the columns of a step where one is asked for."""
+        if number % self.every == 0:
+            self.kept.append(columns)
+            if len(self.kept) == self.together:
+                self._flush()
+
+    def read(self) -> list[Tensor]:
+        """Readings of values, and of tangents where there are, `[*batch, ..., time]`."""
+        self._flush()
+        return [torch.cat(read).movedim(0, -1) for read in self.readings]
+
+    def _flush(self) -> None:
+        if not self.kept:
+            return
+        states, count = [], self.course.states
+        for half in range(self.halves):
+            columns = [column for kept in self.kept for column in kept[half * count : (half + 1) * count]]
+            states.append(
+                torch.stack(columns).unflatten(0, (-1, count)).movedim(1, -1)
+            )  # [time, *batch, region, state]
+        self.kept.clear()
+        if self.together == 1:
+            states = [state[0] for state in states]
+        found: Any = self.reading(states[0] if self.halves == 1 else forward_mode.make_dual(*states))
+        parts = [found] if self.halves == 1 else list(forward_mode.unpack_dual(found))
+        for readings, part in zip(self.readings, parts, strict=True):
+            known = torch.zeros_like(parts[0]) if part is None else part
+            readings.append(known.unsqueeze(0) if self.together == 1 else known)
+
+
 def _played(course: Course, values: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int) -> Trajectory:
-    readings: list[Tensor] = []
-    kept: list[Tensor] = []  # columns of states that are read together, which for potentials means the same
-    together = _READ_TOGETHER if reading == course.step.dynamics.potential_mv else 1
-
-    def read() -> None:
-        if kept:
-            states = torch.stack(kept).unflatten(0, (-1, course.states))  # [time, state, *batch, region]
-            read_states = states.movedim(1, -1)
-            readings.append(reading(read_states) if together > 1 else reading(read_states[0]).unsqueeze(0))
-            kept.clear()
-
-    def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
-        if number % every == 0:
-            kept.extend(columns)
-            if len(kept) >= together * course.states:
-                read()
-
+    reader = _Reader(course, reading, every, 1)
     with torch.no_grad():
-        columns, strips = walk(course, values, None, unit, watch)
-        read()
+        columns, strips = walk(course, values, None, unit, reader.watch)
         past = past_of_strip(strips[0].clone(), course.batch_shape, course.outputs) if strips else None
-        return Trajectory(torch.cat(readings).movedim(0, -1), state_of(columns), past)
+        return Trajectory(reader.read()[0], state_of(columns), past)
 
 
 def _played_with_turns(
     course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int
 ) -> tuple[Trajectory, Trajectory]:
     """The trajectory, and its tangent."""
-    readings: list[tuple[Tensor, Tensor]] = []
-
-    def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
-        if number % every == 0:
-            states = (state_of(columns[: course.states]), state_of(columns[course.states :]))
-            read = forward_mode.unpack_dual(reading(forward_mode.make_dual(*states)))
-            readings.append((read.primal, torch.zeros_like(read.primal) if read.tangent is None else read.tangent))
-
+    reader = _Reader(course, reading, every, 2)
     with torch.no_grad():
-        columns, strips = walk(course, values, turns, unit, watch)
+        columns, strips = walk(course, values, turns, unit, reader.watch)
         ends = state_of(columns[: course.states]), state_of(columns[course.states :])
         pasts: list[Past | None] = [None, None]
         if strips:
             pasts = [past_of_strip(strip.clone(), course.batch_shape, course.outputs) for strip in strips]
-        value, turn = (
-            Trajectory(torch.stack(read).movedim(0, -1), end, past)
-            for read, end, past in zip(zip(*readings, strict=True), ends, pasts, strict=True)
-        )
+        value, turn = (Trajectory(read, end, past) for read, end, past in zip(reader.read(), ends, pasts, strict=True))
         return value, turn
 
 

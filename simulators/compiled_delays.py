@@ -15,6 +15,7 @@ bags 11 to 14, but five times as much as CSR in float64; CSR serves both. At 0.1
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -191,11 +192,16 @@ class Strip:
         """The window."""
         return self._buffer[self._end - self.window : self._end]
 
-    def append(self, parts: list[Tensor], count: int) -> None:
-        """Append `count` rows, given as all their parts in the order in which they lie in memory."""
+    def append(self, halves: Sequence[list[Tensor]], count: int) -> None:
+        """Append `count` rows, given as all the parts of each half of their lanes in the order of memory."""
         if self._end + count > len(self._buffer):
             self._buffer[: self.window] = self.rows.clone()
             self._end = self.window
         room = self._buffer[self._end : self._end + count]
-        torch.stack(parts, out=room.view(len(parts), *parts[0].shape))
+        if len(halves) == 1:
+            torch.stack(halves[0], out=room.view(len(halves[0]), *halves[0][0].shape))
+        else:
+            by_part = room.view(-1, *room.shape[2:])  # [step and part, region, lane]
+            for lanes, parts in zip(by_part.chunk(len(halves), -1), halves, strict=True):
+                lanes.copy_(torch.stack(parts).reshape(lanes.shape))
         self._end += count

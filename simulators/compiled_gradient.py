@@ -249,7 +249,7 @@ class _Echo:
 
     def close(self, count: int) -> None:
         """The block is over."""
-        self.strip.append(self.fresh, count * self.per_step)
+        self.strip.append([self.fresh], count * self.per_step)
         self.fresh = []
 
     def past(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The loop over compiled steps: blocks of steps, what arrives in each, and what is kept on the way.
 
 A walk has one half, the values, or two, the values and their tangents, which then travel
-together through the same unit and the same sparse matrix.
+together through the same unit and lie side by side in one strip, so the past is read once for both.
 
     given   start [*batch, region, state], waves, drive, strip, instant, and every leaf of the circuit by name
     turns   tangents of some of these, by the same names
@@ -76,7 +76,7 @@ class Course:
         """The compiled step for inputs like these."""
         halves = [given] if turns is None else [given, turns]
         columns = [column for half in halves for column in columns_of(half["start"])]
-        late = [[half["strip"][0, 0]] * 3 for half in halves] if self.reads else []
+        late = [[one] * 3 for one in _apart(_strip(halves)[0, 0], len(halves))] if self.reads else []
         fixed, push = _fixed(halves), _pushes_of(halves, 0, 1)[0]
         return compiled(self.step, self.slots(fixed, columns, late, push), pulled)
 
@@ -135,22 +135,34 @@ def walk(
     columns = [column for half in halves for column in columns_of(half["start"])]
     fixed = _fixed(halves)
     seats = _Seats(unit, fixed)
-    ears = [_Ears(course, half["strip"], unit) for half in halves] if course.reads else []
+    ears = _Ears(course, _strip(halves), unit) if course.reads else None
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
-        pushed, heard = _pushes_of(halves, begin, count), [ear.block() for ear in ears]
-        edges: list[list[Tensor]] = [[] for _ in ears]
+        pushed, heard = _pushes_of(halves, begin, count), ears.block() if ears else []
+        edges: list[list[Tensor]] = [[] for _ in halves]
         for k, push in enumerate(pushed):
-            late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
+            stages = [_apart(arriving, len(halves)) for arriving in ears.stages(heard, k)] if ears else []
+            late = [list(half) for half in zip(*stages, strict=True)]
             watch(begin + k, columns, late[0] if late else [])
             outputs = seats.filled(course.slots({}, columns, late, push))
             parts = [outputs[h * len(outputs) // len(halves) :] for h in range(len(halves))]
             columns = [column for part in parts for column in part[: course.states]]
-            for kept, part in zip(edges, parts, strict=False):
+            for kept, part in zip(edges, parts, strict=True):
                 kept += _edges(course, part)
-        for ear, kept in zip(ears, edges, strict=True):
-            ear.strip.append(kept, count)
-    return columns, [ear.strip.rows for ear in ears]
+        if ears:
+            ears.strip.append(edges, count)
+    return columns, _apart(ears.strip.rows, len(halves)) if ears else []
+
+
+def _strip(halves: Sequence[Given]) -> Tensor:
+    """The strips of all halves, their lanes side by side."""
+    strips = [half["strip"] for half in halves]
+    return strips[0] if len(strips) == 1 else torch.cat(strips, -1)
+
+
+def _apart(lanes: Tensor, halves: int) -> list[Tensor]:
+    """What of it belongs to each half."""
+    return [lanes] if halves == 1 else list(lanes.chunk(halves, -1))
 
 
 class _Seats:
@@ -178,7 +190,7 @@ def _edges(course: Course, outputs: list[Tensor]) -> list[Tensor]:
 
 
 class _Ears:
-    """What a half of a walk with delays hears: its strip, and the reads of each block."""
+    """What a walk with delays hears: the strip of its halves, and the reads of each block."""
 
     def __init__(self, course: Course, rows: Tensor, unit: Unit) -> None:
         if course.reads is None:

@@ -24,7 +24,6 @@ Jensen and Durand 2009, Exp Neurol 220:57-70 (axons fail to follow fast trains).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -71,16 +70,17 @@ def train_shares(stimulus: Stimulus, dt_s: float, steps: int) -> Float[Tensor, "
     Width times frequency, for both phases alike; over a whole train it sums to what `pulse_shares` gives.
     Differentiable in width, frequency and onset.
     """
-    number = torch.arange(steps, dtype=torch.float64, device=stimulus.pulses.device)
+    like = stimulus.amplitude_ma
+    number = torch.arange(steps, dtype=like.dtype, device=like.device)
     number = number.reshape(-1, *(1,) * len(stimulus.batch_shape))  # [step, *batch]
     onset_s, lasted_s, width_us, frequency_hz = (
         x.double() for x in (stimulus.onset_s, stimulus.duration_s, stimulus.pulse_width_us, stimulus.frequency_hz)
     )
-    first, last = ((edge_s / dt_s - number).clamp(0.0, 1.0) for edge_s in (onset_s, onset_s + lasted_s))
-    share = (last - first) * (width_us * SECONDS_PER_MICROSECOND * frequency_hz)
-    rise = 6 * share * (last + first - 1)  # of the line that `stage_drive` would draw through ever finer bins
-    share, rise = share.to(stimulus.amplitude_ma), rise.to(stimulus.amplitude_ma)
-    return torch.stack([share - 0.5 * rise, share, share + 0.5 * rise], 1).unsqueeze(-1)
+    edges = ((edge_s / dt_s).to(like) for edge_s in (onset_s, onset_s + lasted_s))
+    first, last = ((edge - number).clamp(0.0, 1.0) for edge in edges)
+    share = (last - first) * (width_us * SECONDS_PER_MICROSECOND * frequency_hz).to(like)
+    half_rise = 3 * share * (last + first - 1)  # of the line that `stage_drive` would draw through ever finer bins
+    return torch.stack([share - half_rise, share, share + half_rise], 1).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,17 @@ class PointSourceDrive:
         firing, field = self._phase_firing(stimulus), self._phase_field_mv(stimulus)
         filled = self.shares(stimulus, dt_s, steps).unbind(-1)  # [step, 3, *batch], for each phase or for both alike
         phases = [(*firing, *field), (*reversed(firing), *reversed(field))]  # what the first lowers, the second raises
+        nothing = filled[0].new_zeros(()).expand(steps, 3, firing[0].shape[-1], *stimulus.batch_shape)
         columns = []
         for weights in self._weights(entries):
+            if not any(weights):
+                columns.append(nothing)
+                continue
             amounts = [_weighed(weights, phase) for phase in phases]
             amounts = amounts if len(filled) == 2 else [amounts[0] + amounts[1]]
             lanes = [amount.movedim(-1, 0).contiguous() for amount in amounts]  # the batch innermost is fast
-            columns.append(cast(Tensor, sum(x.unsqueeze(2) * y for x, y in zip(filled, lanes, strict=True))))
+            parts = [share.unsqueeze(2) * lane for share, lane in zip(filled, lanes, strict=True)]
+            columns.append(sum(parts[1:], parts[0]))
         return torch.stack(columns, 2).movedim((2, 3), (-1, -2))
 
     def arriving_spikes(self, stimulus: Stimulus) -> Float[Tensor, "*batch 2 region"]:
@@ -206,9 +211,9 @@ class PointSourceDrive:
 
 
 def _weighed(weights: Sequence[float], lanes: Sequence[Tensor]) -> Tensor:
-    """The weighted sum, without what counts nothing."""
+    """The weighted sum, without what counts nothing; one weight at least counts something."""
     parts = [weight * lane for weight, lane in zip(weights, lanes, strict=True) if weight]
-    return sum(parts[1:], parts[0]) if parts else torch.zeros_like(lanes[0])
+    return sum(parts[1:], parts[0])
 
 
 def point_source_potential(

@@ -285,7 +285,7 @@ class Twin(System):
         )  # fmt: skip
 
     def _drifted(self, state: State, salt: int) -> Float[Tensor, "*batch"]:
-        """A step of an Ornstein-Uhlenbeck process of unit variance, exact for any `drift_windows`; none without drift."""
+        """A step of an Ornstein-Uhlenbeck process of variance 1, exact for any `drift_windows`; none without drift."""
         if self.drift == 0:
             return state["drift"]
         kept = math.exp(-1 / self.drift_windows)

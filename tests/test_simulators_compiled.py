@@ -157,9 +157,17 @@ def test_a_strip_becomes_a_past_and_a_strip_again():
 def test_a_strip_keeps_its_last_rows_in_order():
     strip, seen = Strip(torch.arange(4.0).reshape(4, 1, 1, 1), 3), list(range(4))
     for first in range(4, 40, 3):
-        strip.append([torch.full((1, 1), float(first + i)) for i in range(3)], 3)
+        strip.append([[torch.full((1, 1), float(first + i)) for i in range(3)]], 3)
         seen += range(first, first + 3)
         assert strip.rows.flatten().tolist() == seen[-4:]
+
+
+def test_a_strip_of_two_halves_keeps_their_lanes_side_by_side():
+    strip = Strip(torch.zeros(2, 3, 2, 4), 3)
+    halves = [[torch.full((2, 2), sign * float(part)) for part in range(1, 10)] for sign in (1, -1)]
+    strip.append(halves, 3)
+    expected = torch.arange(4.0, 10.0).reshape(2, 3, 1, 1) * torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert torch.equal(strip.rows, expected.expand(2, 3, 2, 4))
 
 
 CASES = [

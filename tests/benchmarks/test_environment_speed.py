@@ -19,23 +19,27 @@ from stimopt.simulators.tasks import column_task
 from stimopt.tensors import one_thread
 
 ROWS, DECISIONS, WITHIN = 4096, 12, 10  # integration steps in a decision
-FLOOR = 30_000  # 71,000 plain and 105,000 compiled on a loaded machine; less than half of that is no slow day
+REPEATS = 5
+FLOOR = 100_000  # 230,000 plain and 380,000 to 500,000 compiled on a loaded machine; less than half is no slow day
 
 pytestmark = pytest.mark.slow
 
 
-def steps_per_second(task) -> float:
-    """Decisions of all rows per second of CPU time, after two that compile and warm up."""
+def steps_per_second(task) -> list[float]:
+    """Decisions of all rows per second of CPU time, after two that compile and warm up; slowest first."""
     with one_thread():
         loops = StimulationVectorEnv(task, ROWS)
         loops.reset(seed=0)
         actions = loops.action_space.sample()
         loops.step(actions)
         loops.step(actions)
-        began = time.process_time()
-        for _ in range(DECISIONS):
-            loops.step(actions)
-        return ROWS * DECISIONS / (time.process_time() - began)
+        reached = []
+        for _ in range(REPEATS):
+            began = time.process_time()
+            for _ in range(DECISIONS):
+                loops.step(actions)
+            reached.append(ROWS * DECISIONS / (time.process_time() - began))
+        return sorted(reached)
 
 
 @pytest.mark.parametrize("path", ["plain", "compiled"])
@@ -46,5 +50,6 @@ def test_a_vector_of_closed_loops(path):
     if path == "compiled":
         task = replace(task, system=replace(task.system, play=compiled_simulate))
     reached = steps_per_second(task)
-    print(f"\n{path}: {reached:,.0f} decisions, {WITHIN * reached:,.0f} integration steps per CPU-second")
-    assert reached > FLOOR
+    middle, best = reached[REPEATS // 2], reached[-1]
+    print(f"\n{path}: {middle:,.0f} decisions per CPU-second (best {best:,.0f}; 500,000 asked), of {WITHIN} steps each")
+    assert middle > FLOOR
