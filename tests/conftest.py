@@ -8,9 +8,10 @@ import pytest
 from jaxtyping import install_import_hook
 
 sys.path.insert(0, str(Path(__file__).parent))  # for typechecked, which the hook imports by name
-install_import_hook("stimopt", "typechecked.checked")
+if not any("benchmarks" in argument for argument in sys.argv):  # speed is that of the library without checks of types
+    install_import_hook("stimopt", "typechecked.checked")
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
 
