@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint as replayed
 from .compiled_delays import Strip, past_of_strip
 from .compiled_step import batch_innermost
 from .compiled_unit import Unit
-from .compiled_walk import Course, columns_of, pushes, reads_per_step, state_of, walk
+from .compiled_walk import Course, Seats, columns_of, pushes, reads_per_step, state_of, walk
 from .simulate import Reading, Trajectory
 
 _PUSHES = ("waves", "drive")
@@ -134,7 +134,7 @@ class _Back:
         """All cotangents that are wanted."""
         course, pull = self.course, columns_of(end)
         ears = _Echo(course, strip, self.per_step) if course.reads else None
-        fixed = {name: value for name, value in self.given.items() if name in self.unit.names}
+        seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given})
         for begin in reversed(range(0, course.steps, course.ahead)):
             count = min(course.ahead, course.steps - begin)
             pushed = pushes(self.given, begin, count)
@@ -144,9 +144,9 @@ class _Back:
                 pulls = pull if edges is None else [*pull, *_parts(edges[k], course)]
                 columns = list(self.states[number * course.states : (number + 1) * course.states])
                 late = self.heard[3 * number : 3 * number + 3]
-                slots = course.slots(fixed, columns, [late] if late else [], pushed[k])
+                slots = course.slots({}, columns, [late] if late else [], pushed[k])
                 slots.update({f"pull.{i}": self._laid(value) for i, value in enumerate(pulls)})
-                cotangents = dict(zip(self.pulled, self.unit(slots), strict=True))
+                cotangents = dict(zip(self.pulled, seats.filled(slots), strict=True))
                 pull = [
                     cotangents[name] if (name := f"state.{i}") in cotangents else torch.zeros_like(columns[i])
                     for i in range(course.states)

@@ -134,7 +134,7 @@ def walk(
     halves = [given] if turns is None else [given, turns]
     columns = [column for half in halves for column in columns_of(half["start"])]
     fixed = _fixed(halves)
-    seats = _Seats(unit, fixed)
+    seats = Seats(unit, fixed)
     ears = _Ears(course, _strip(halves), unit) if course.reads else None
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
@@ -165,7 +165,7 @@ def _apart(lanes: Tensor, halves: int) -> list[Tensor]:
     return [lanes] if halves == 1 else list(lanes.chunk(halves, -1))
 
 
-class _Seats:
+class Seats:
     """The inputs of a unit in its order, where what is the same for all steps has its place once."""
 
     def __init__(self, unit: Unit, fixed: Given) -> None:
