@@ -64,13 +64,13 @@ def _hashed_normals(keys: Tensor, count: int, salt: int) -> Tensor:
 
     References: Steele, Lea and Flood 2014, OOPSLA 49:453-472; Box and Muller 1958, Ann Math Stat 29:610-611.
     """
-    places = torch.arange((count + 1) // 2, dtype=torch.int64) + 1
-    begin = (keys ^ _wrapped(salt * 0x9E3779B97F4A7C15)).unsqueeze(-1)
-    bits = _mixed(_mixed(begin) + places * _wrapped(0x9E3779B97F4A7C15))  # [*batch, half of the count]
+    places = torch.arange((count + 1) // 2, dtype=torch.int64).add_(1).mul_(_wrapped(0x9E3779B97F4A7C15))
+    begin = _mixed(keys ^ _wrapped(salt * 0x9E3779B97F4A7C15))
+    bits = _mixed(begin + places.reshape(-1, *(1,) * keys.ndim))  # [half of the count, *batch]: rows innermost are fast
     low, high = ((half & 0xFFFFFFFF).double().add_(0.5).div_(2**32) for half in (bits, bits >> 32))
     radius = low.log_().mul_(-2).sqrt_()
     angle = high.mul_(2 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin_()], -1)[..., :count].float()
+    return torch.cat([radius * angle.cos(), radius * angle.sin_()])[:count].float().movedim(0, -1)
 
 
 def _mixed(bits: Tensor) -> Tensor:
