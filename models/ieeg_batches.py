@@ -5,7 +5,8 @@ would have had. Half of the time the sites that are asked for are kept out of th
 what a search asks for. Where a twin played branches, every asked context comes with three windows: the stimulus,
 one near it, and none, all on the same state and noise; at least a third of the windows are then rest.
 
-Heads are turned and shifted and places jittered anew in each batch; channels are dropped, and some are only asked for.
+Heads are turned and shifted and places jittered anew in each batch, pairs of contacts are read either way round;
+channels are dropped, and some are only asked for.
 
 Where several processes train together, a step has one batch of each: with as many past trials and as long contexts, of
 other patients.
@@ -160,7 +161,9 @@ def _drawn(patient: Patient, draw: Draw, past: int, kept: int, source: torch.Gen
         rest = _without_sites(patient.site, asked, rest, past)
     subject, heard = _turned(patient.subject, draw, source)
     channels = torch.randperm(len(subject.place_mm), generator=source)[: draw.channels]
-    shots = [_short(part, kept, patient.rate_hz, heard) for part in patient.branches]
+    sign = torch.where(subject.bipolar & (torch.rand(len(heard), generator=source) < 0.5), -1.0, 1.0)
+    subject = replace(subject, tie=subject.tie * (sign.unsqueeze(-1) * sign).unsqueeze(-1))
+    shots = [_read(_short(part, kept, patient.rate_hz, heard), sign) for part in patient.branches]
     known = _unanswered(shots[0].pick(rest[:past]), heard)
     windows = [part.pick(asked) for part in shots]
     merged = {f.name: torch.stack([getattr(part, f.name) for part in windows], 1).flatten(0, 1) for f in fields(Shots)}
@@ -200,11 +203,15 @@ def _short(shots: Shots, patches: int, rate_hz: float, heard: Tensor) -> Shots:
     return replace(shots, context=shots.context[..., shots.context.shape[-1] - kept :] * known, heard=known)
 
 
+def _read(shots: Shots, sign: Tensor) -> Shots:
+    """Channels the other way round where the sign is -1."""
+    by = sign.unsqueeze(-1)
+    return replace(shots, context=shots.context * by, response=shots.response * by)
+
+
 def _channels(subject: Subject, index: Tensor) -> Subject:
-    return replace(
-        subject,
-        **{f.name: getattr(subject, f.name)[index] for f in fields(Subject) if f.name != "contact_mm"},
-    )
+    some = {f.name: getattr(subject, f.name)[index] for f in fields(Subject) if f.name != "contact_mm"}
+    return replace(subject, **{**some, "tie": some["tie"][:, index]})
 
 
 def _some(shots: Shots, index: Tensor) -> Shots:

@@ -1,12 +1,14 @@
-"""The foundation model's effects and those of a linear model of the patient, each weighed by trials at other sites.
+"""The foundation model's effects and those of a linear model of the patient, each weighed by trials that neither saw.
 
     mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a, b <= 1
 
 An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
-fitted on the patient's past trials alone. Past trials are cut into parts that share no site, each part is forecast from
-the others, and a and b are what fits it best, drawn towards 1 and 0. So a patient like those of pretraining keeps the
-network's effects; where a circuit is of another kind, and the network is sure of effects that past trials do not
-show, they are turned down and what the linear model learnt takes their place.
+fitted on the patient's past trials alone. Past trials are cut into parts, each part is forecast from the others, and a
+and b are what fits it best, drawn towards 1 and 0. There are two such pairs: one from parts that share no site, for
+new sites, and one from trials whose site is among the others, for sites with a past of their own; a site on the way
+from one to the other has weights between them. So a patient like those of pretraining keeps the network's effects;
+where a circuit is of another kind, and the network is sure of effects that past trials do not show, they are turned
+down and what the linear model learnt takes their place, more so where it learnt at the very site.
 
 Reference: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
 forecasts).
@@ -36,7 +38,9 @@ from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 FEWEST = 8  # trials
 _FOLDS = 4
 _FEWEST_LINEAR = 4  # trials that a linear model is fitted on
-_PRIOR_TRIALS = 3  # that say a = 1 and b = 0
+_PRIOR_SITES = 1.5  # that say a = 1 and b = 0 at new sites: trials of one site err alike, so sites count and not trials
+_PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
+_SAME = 0.999  # of `seen_share`, at which a site is the same
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,14 @@ class BlendedForecaster(Forecaster):
     Attributes:
         plain: The foundation model with the patient's past trials.
         linear: Impulse responses fitted on them.
-        weight: Of either's effect.
+        weight: Of either's effect, at new sites and at seen ones.
+        sites: Shares of the contacts in the current of each site with a past.
     """
 
     plain: FoundationForecaster
     linear: ImpulseForecaster
-    weight: Float[Tensor, "2"]
+    weight: Float[Tensor, "2 2"]
+    sites: Float[Tensor, "site contact"]
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
@@ -62,7 +68,9 @@ class BlendedForecaster(Forecaster):
         quiet = quiet.reshape(*batch, *quiet.shape[1:]).expand(*stimulus.batch_shape, -1, -1).reshape(mean.shape)
         spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
         linear = self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread
-        own, other = self.weight.to(mean)
+        at_new, at_seen = self.weight.to(mean)
+        seen = seen_share(stimulus.amplitude_ma, self.sites).reshape(-1, 1, 1, 1).to(mean)
+        own, other = (at_new + seen * (at_seen - at_new)).unbind(-1)  # [shot, 1, 1] each
         return self.plain.in_uv(quiet + own * (mean - quiet) + other * linear, scale, factors, stimulus)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -70,7 +78,10 @@ class BlendedForecaster(Forecaster):
         config, tensors = self.plain.export()
         linear_config, linear = self.linear.export()
         tensors = {f"plain.{name}": value for name, value in tensors.items()}
-        tensors |= {f"linear.{name}": value for name, value in linear.items()} | {"blend": self.weight}
+        tensors |= {f"linear.{name}": value for name, value in linear.items()} | {
+            "blend": self.weight,
+            "sites": self.sites,
+        }
         return {**config, "linear": linear_config}, tensors
 
     @classmethod
@@ -82,7 +93,8 @@ class BlendedForecaster(Forecaster):
             if part in own:
                 own[part][name] = value
         plain = FoundationForecaster.restore(config, own["plain"])
-        return cls(plain, ImpulseForecaster.restore(config["linear"], own["linear"]), tensors["blend"])
+        linear = ImpulseForecaster.restore(config["linear"], own["linear"])
+        return cls(plain, linear, tensors["blend"], tensors["sites"])
 
 
 def blendable(trials: Trials) -> bool:
@@ -111,10 +123,29 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
             "reads around what is missing."
         )
     held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
-    weight = _weights(held, int((~trials.stimulus.silent).sum()))
-    temper = patient_temper([row for part in held for row in part.ratios(weight)], len(trials))
+    sites = torch.unique(_shares(trials.stimulus.amplitude_ma[~trials.stimulus.silent]).round(decimals=6), dim=0)
+    at_new = _weights(held, _PRIOR_SITES / max(1, len(sites)), torch.tensor([1.0, 0.0]))
+    again = [_Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
+    again = [part.at_seen_sites() for part in again]
+    at_seen = _weights(again, _PRIOR_TRIALS / max(1, sum(int(part.loud.sum()) for part in again)), at_new)
+    temper = patient_temper([row for part in held for row in part.ratios(at_new)], len(trials))
     kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
-    return BlendedForecaster(kept, fit_impulse_regression(trials, seed=seed), weight)
+    return BlendedForecaster(kept, fit_impulse_regression(trials, seed=seed), torch.stack([at_new, at_seen]), sites)
+
+
+def seen_share(
+    amplitude_ma: Float[Tensor, "*batch contact"], sites: Float[Tensor, "site contact"]
+) -> Float[Tensor, "*batch"]:
+    """How much of a current enters where a past one did: 1 at the same site, 0 where half of it or less does."""
+    if not len(sites):
+        return torch.zeros_like(amplitude_ma[..., 0])
+    apart = (_shares(amplitude_ma).unsqueeze(-2) - sites.to(amplitude_ma)).abs().sum(-1) / 2  # 0 same, 1 nothing shared
+    return (1 - 2 * apart.amin(-1)).clamp_min(0.0)
+
+
+def _shares(amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*batch contact"]:
+    size = amplitude_ma.abs()
+    return size / size.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
 def site_parts(stimulus: Stimulus, folds: int, seed: int) -> list[Tensor]:
@@ -147,6 +178,7 @@ class _Held:
         wide: Standard deviation that the network gave.
         good: Which samples are known.
         loud: Which trials had a stimulus.
+        seen: Which have a site that others had, too.
     """
 
     effects: Float[Tensor, "2 trial channel time"]
@@ -154,6 +186,7 @@ class _Held:
     wide: Float[Tensor, "trial channel time"]
     good: Tensor
     loud: Tensor
+    seen: Tensor
 
     @classmethod
     def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "_Held":
@@ -166,7 +199,13 @@ class _Held:
         effects = torch.stack([mean - quiet, linear_uv.to(mean) / plain.subject.spread_uv.unsqueeze(-1)])
         wide = (scale.square() + factors.square().sum(1)).sqrt()
         left, good = own.response[..., lead:] - quiet, own.good[..., lead:]
-        return cls(effects, left, wide, good, ~trials.stimulus.silent[held])
+        current = trials.stimulus.amplitude_ma
+        seen = seen_share(current[held], _shares(current[rest][~trials.stimulus.silent[rest]])) > _SAME
+        return cls(effects, left, wide, good, ~trials.stimulus.silent[held], seen)
+
+    def at_seen_sites(self) -> "_Held":
+        """Without the stimulated trials whose site the others had not."""
+        return replace(self, loud=self.loud & self.seen)
 
     def ratios(self, weight: Tensor) -> list[Tensor]:
         """Errors of the blend as shares of the standard deviation, for each trial with any good sample."""
@@ -185,13 +224,14 @@ def _silenced(shots: Shots) -> Shots:
     return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in names})
 
 
-def _weights(held: list[_Held], loud: int) -> Float[Tensor, "2"]:
-    """Least squares between 0 and 1, as if some further trials had followed the network alone."""
+def _weights(held: list[_Held], doubt: float, otherwise: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
+    """Least squares between 0 and 1, as if a further share of `doubt` had been forecast by `otherwise`."""
     products = [part.products() for part in held]
     gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
-    if not loud or not bool((gram.diagonal() > 0).all()):
-        return torch.tensor([1.0, 0.0])
-    prior = (_PRIOR_TRIALS / loud * gram.diagonal()).diag()
+    if not bool((gram.diagonal() > 0).all()):
+        return otherwise
+    prior = (doubt * gram.diagonal()).diag()
     root = torch.linalg.cholesky(gram + prior)
-    goal = torch.linalg.solve_triangular(root, (target + prior[:, 0]).unsqueeze(-1), upper=False).squeeze(-1)
+    wanted = (target + prior @ otherwise.double()).unsqueeze(-1)
+    goal = torch.linalg.solve_triangular(root, wanted, upper=False).squeeze(-1)
     return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x).float()

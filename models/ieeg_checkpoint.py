@@ -15,7 +15,7 @@ from stimopt.errors import DataError
 from stimopt.forecaster import Trials
 
 from .ieeg_batches import Draw, Patient, patient_of
-from .ieeg_corpus import PatientRecord, corpus_hash, read_record, records_in
+from .ieeg_corpus import PatientRecord, corpus_hash, read_in_pairs, read_record, records_in
 from .ieeg_foundation import KIND, FoundationModel
 from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
 from .ieeg_pretrain import Machine, Recipe, checked, pretrain, read_run, recipe_of
@@ -130,6 +130,8 @@ def recorded(name: str, trials: Trials) -> PatientRecord:
 def trainable(records: Sequence[PatientRecord], draw: Draw) -> list[Patient]:
     """Those who have trials enough for every batch; the others are left out with a warning.
 
+    Each is there as recorded and, where contacts are read against a reference, once more in pairs.
+
     Raises:
         DataError: If nobody has.
     """
@@ -143,7 +145,7 @@ def trainable(records: Sequence[PatientRecord], draw: Draw) -> list[Patient]:
         )
     if not fit:
         raise DataError(f"no patient has the {needed} trials that batches take; lower draw's asked or past.")
-    return patients_of(fit)
+    return patients_of([view for record in fit for view in (record, read_in_pairs(record)) if view is not None])
 
 
 def patients_of(records: Sequence[PatientRecord]) -> list[Patient]:

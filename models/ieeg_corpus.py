@@ -14,10 +14,11 @@ A folder of records, one safetensors file each, is a corpus.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,11 @@ FORMAT = "stimopt corpus record 1"
 SUFFIX = ".safetensors"
 WINDOW_S, RATE_HZ = 0.5, 250.0
 CONTEXT_WINDOWS = 2  # 1.0 s
+_FEWEST_PAIRS = 4  # of a patient who is also read in pairs
 ROUNDS = 2  # trials that a row plays one after the other; rows beside each other cost little, rounds cost their time
+
+
+Read = TypeVar("Read", Context, Response)
 
 
 @dataclass(frozen=True)
@@ -239,15 +244,50 @@ def read_record(path: Path) -> PatientRecord:
 
 
 def records_in(folder: Path) -> tuple[Path, ...]:
-    """The records of a corpus, sorted by name.
+    """The records of a corpus in order of patients: by the number that ends a file's name, then by name.
 
     Raises:
         DataError: If there is none.
     """
-    found = tuple(sorted(path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith(".")))
+    paths = (path for path in folder.glob(f"*{SUFFIX}") if not path.name.startswith("."))
+    found = tuple(sorted(paths, key=lambda path: (_number(path), path.name)))
     if not found:
         raise DataError(f"{folder} holds no records (*{SUFFIX}); build a corpus there first.")
     return found
+
+
+def _number(path: Path) -> int:
+    digits = re.search(r"\d+$", path.stem)
+    return int(digits[0]) if digits else -1
+
+
+def read_in_pairs(record: PatientRecord) -> PatientRecord | None:
+    """The same patient read as neighbouring contacts of a shaft; None where channels are pairs already or few are left.
+
+    A pair reads what differs between its contacts, so it is local, and its sign is the implant's: recordings of people
+    are mostly read so.
+    """
+    montage = record.rest.montage
+    rows = {channel.plus: row for row, channel in enumerate(montage.channels) if channel.minus is None}
+    pairs = [c for c in montage.bipolar().channels if c.plus in rows and c.minus in rows]
+    if len(rows) < len(montage.channels) or len(pairs) < _FEWEST_PAIRS:
+        return None
+    plus, minus = [rows[c.plus] for c in pairs], [rows[str(c.minus)] for c in pairs]
+    read = replace(montage, channels=tuple(pairs))
+
+    def differences(signal_uv: Tensor) -> Tensor:
+        return signal_uv[..., plus, :] - signal_uv[..., minus, :]
+
+    def read_again(part: Read) -> Read:
+        return replace(part, montage=read, signal_uv=differences(part.signal_uv))
+
+    trials = record.trials
+    asked = [None if x is None else replace(x, montage=read) for x in (trials.stimulus, record.other)]
+    alone = [None if x is None else differences(x) for x in (record.silent_uv, record.other_uv)]
+    known = Trials(read_again(trials.context), cast(Stimulus, asked[0]), read_again(trials.response))
+    return replace(
+        record, rest=read_again(record.rest), trials=known, silent_uv=alone[0], other=asked[1], other_uv=alone[1]
+    )
 
 
 def corpus_hash(folder: Path) -> str:

@@ -72,7 +72,7 @@ def forecast_kept_back(
 ) -> GaussianForecast:
     """Recorded channels forecast as if they were not: to compare with what they did.
 
-    Their context, fingerprint and past responses are hidden; their spread, which is the unit, is not.
+    Their context, what rest told of them and past responses are hidden; their spread, which is the unit, is not.
 
     Args:
         forecaster: Of the patient.
@@ -134,7 +134,7 @@ def _widened(subject: Subject, place_mm: Tensor, kind: int) -> Subject:
         shaft=torch.cat([subject.shaft, subject.shaft.max() + 1 + torch.arange(count).to(subject.shaft)]),
         bipolar=more(subject.bipolar, False), fingerprint=more(subject.fingerprint, 0.0),
         rest_uv=more(subject.rest_uv, subject.rest_uv.mean()),
-        spread_uv=more(subject.spread_uv, subject.spread_uv.mean()),
+        spread_uv=more(subject.spread_uv, subject.spread_uv.mean()), tie=F.pad(subject.tie, (0, 0, 0, count, 0, count)),
         heard=more(subject.heard, False), there=more(subject.there, True),
         contact_mm=more(subject.contact_mm, math.nan),
     )  # fmt: skip

@@ -53,6 +53,9 @@ class Recipe:
         average: How much of the averaged weights is kept at each step.
         hubs_only: Share of steps in which channels hear each other through hubs alone.
         every: Steps between saved states and reports.
+        joining: How many patients there are at first, and how many more come at each step, in their order; None for
+            all of them from the start. So a run may begin while a corpus is still being made, and a later one with
+            the whole corpus makes the same steps.
         size: Of the network.
         draw: Of batches.
         weights: Of losses.
@@ -66,6 +69,7 @@ class Recipe:
     average: float = 0.995
     hubs_only: float = 0.2
     every: int = 50
+    joining: tuple[int, float] | None = None
     size: TransformerSize = field(default_factory=TransformerSize)
     draw: Draw = field(default_factory=Draw)
     weights: Weights = field(default_factory=Weights)
@@ -73,6 +77,12 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.every < 1:
             raise ConfigError(f"steps is {self.steps} and every {self.every}; both must be 1 or more.")
+        if self.joining is not None and (self.joining[0] < 1 or self.joining[1] < 0):
+            raise ConfigError(f"joining is {self.joining}; give 1 patient or more, and 0 or more at each step.")
+
+    def joined(self, step: int) -> int | None:
+        """How many patients there are at a step; None for all."""
+        return None if self.joining is None else int(self.joining[0] + self.joining[1] * step)
 
 
 @dataclass(frozen=True)
@@ -284,7 +294,8 @@ def _begun(recipe: Recipe, folder: Path, resume: bool, fabric: Any) -> _Run:
 def _stepped(run: _Run, patients: Sequence[Patient], recipe: Recipe, tally: _Tally) -> None:
     """One step of the optimiser and of the average, counted in the tally."""
     began = time.perf_counter()
-    drawn = draw_batch(patients, recipe.draw, recipe.seed, run.step, _rank(run.fabric))
+    known = patients[: recipe.joined(run.step)]
+    drawn = draw_batch(known, recipe.draw, recipe.seed, run.step, _rank(run.fabric))
     device = next(run.network.parameters()).device
     batch = map_tensors(drawn, lambda x: x.to(device))
     chance = float(torch.rand((), generator=generator(recipe.seed, "hubs", run.step)))

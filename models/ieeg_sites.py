@@ -5,6 +5,9 @@ apart throughout (Steinhardt et al., J Neural Eng 17 (2020) 036009). As a *field
 sources in a medium without borders, 1/r blunted at short distance, where cathodes and anodes cancel before the sign is
 told: what a pair does fades with the square of distance, and moves as current moves between its contacts.
 
+What lies at a site is told by the channels around it: how they are at rest, and how the rest of the implant goes with
+them there. Tissue that is loud near a contact is near to that contact, for what it sends and for what it is sent.
+
 Everything is of distances in mm and charges in units of 1 mA for 200 us, so it holds in any implant, and is
 differentiable in current, width, frequency, onset and, through the shares of contacts, in place. Places that are not
 known are near to nothing.
@@ -16,13 +19,16 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from .ieeg_network import SPREADS_MM, place_features
-from .ieeg_subject import Shots, Subject
+from .ieeg_subject import FINGERPRINT, TIE_LAGS_S, Shots, Subject
 from .ieeg_waves import HORIZON_S, cosines
 
 COURSE_WAVES = 12  # in which the course of a current is told
 DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of the kernels' bumps
 FIELDS_MM = (3.0, 9.0)  # where 1/r is blunted: as far as a region's tissue may lie from the contact that records it
 REACHES = len(SPREADS_MM) + len(FIELDS_MM)
+_AROUND = 3  # spreads, from the narrowest, in which a channel counts as being around a site
+TISSUE = 2 * _AROUND * (FINGERPRINT + 2)  # of `tissue_features`
+TIES = _AROUND * len(TIE_LAGS_S)  # of `tie_features`
 PAIR = 4 * len(SPREADS_MM) + 8 + 1  # of `pair_features`
 _FAINT = 0.02  # units of charge, a fifth of the weakest pulse that pretraining drew, over which a place fades
 
@@ -71,6 +77,47 @@ def entry_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot feat
     """Where current entered and left, as the mean of the places' features."""
     share = _shares(shots)
     return (share @ place_features(subject.contact_mm).to(share).unsqueeze(1)).flatten(2)
+
+
+def tissue_features(subject: Subject, nearness: Tensor, shots: Shots) -> Float[Tensor, "patient shot feature"]:
+    """What channels around cathodes and around anodes are like at rest, and how many there are; zero for silence."""
+    around = _around(subject, nearness, shots)
+    usual = _usual(subject.spread_uv, subject.heard & subject.there)
+    loud = (subject.spread_uv / usual).log().unsqueeze(-1)
+    rest = torch.cat([subject.fingerprint, loud], -1) * subject.heard.unsqueeze(-1)
+    many = around.sum(-1, keepdim=True)
+    mean = torch.einsum("bnpsc,bcf->bnpsf", around, rest) / (many + _FAINT)
+    return torch.cat([_loudness(shots)[..., None, None] * mean, many.log1p()], -1).flatten(2)
+
+
+def tie_features(subject: Subject, nearness: Tensor, shots: Shots) -> Float[Tensor, "patient shot channel feature"]:
+    """How each channel goes at rest with those around the site; zero for silence."""
+    around = _around(subject, nearness, shots).sum(2)  # [patient, shot, spread, channel]
+    tied = torch.einsum("bnsd,bdcl->bncsl", around, heard_ties(subject))
+    tied = tied * _loudness(shots).mean(-1)[:, :, None, None, None]
+    return (tied / (around.sum(-1) + _FAINT)[:, :, None, :, None]).flatten(3)
+
+
+def heard_ties(subject: Subject) -> Float[Tensor, "patient channel channel lag"]:
+    """Ties between channels that are recorded; none with others."""
+    known = subject.heard & subject.there
+    return subject.tie * (known.unsqueeze(-1) & known.unsqueeze(-2)).unsqueeze(-1)
+
+
+def _around(subject: Subject, nearness: Tensor, shots: Shots) -> Float[Tensor, "patient shot 2 spread channel"]:
+    near = nearness[:, :_AROUND] * (subject.heard & subject.there)[:, None, :, None]
+    return torch.einsum("bsck,bnpk->bnpsc", near, _shares(shots))
+
+
+def _loudness(shots: Shots) -> Float[Tensor, "patient shot 2"]:
+    """Within a thousandth of 1 for charges of pretraining, and to zero with the charge: a mean alone does not fade."""
+    return 1 - (1 - _shares(shots).sum(-1)).pow(4)
+
+
+def _usual(spread_uv: Tensor, known: Tensor) -> Float[Tensor, "patient 1"]:
+    """Geometric mean of the spreads of a patient's recorded channels."""
+    count = known.sum(-1, keepdim=True).clamp_min(1)
+    return ((spread_uv.log() * known).sum(-1, keepdim=True) / count).exp()
 
 
 def spot_of(subject: Subject, shots: Shots) -> Float[Tensor, "patient shot number"]:

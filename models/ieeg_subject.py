@@ -35,6 +35,7 @@ MODALITIES = ("visual", "auditory", "tactile", "optical", "table")
 SENSORY_FEATURES = 16  # further numbers of a sensory stimulus that are read; the rest is refused
 BANDS_HZ = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 70.0))
 LAGS_S = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
+TIE_LAGS_S = (0.0, 0.012, -0.012, 0.036, -0.036)  # within a cycle of alpha, so that who leads shows
 FINGERPRINT = len(BANDS_HZ) + len(LAGS_S) + 2  # bands, autocorrelation, slope of 1/f, size
 _USUAL_HZ = 250.0  # the rate of pretraining
 _CHARGE_MA_US = 200.0  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
@@ -52,6 +53,7 @@ class Subject:
         fingerprint: What the channel is like at rest, see `fingerprint_of`.
         rest_uv: Middle of the channel at rest.
         spread_uv: Robust spread at rest, the unit of its signals.
+        tie: How a channel goes with another at rest, see `ties_of`.
         heard: Which channels are recorded; others are only asked for.
         there: Which rows are channels and no padding.
         contact_mm: Places where current may enter; NaN where unknown.
@@ -64,6 +66,7 @@ class Subject:
     fingerprint: Float[Tensor, "*batch channel feature"]
     rest_uv: Float[Tensor, "*batch channel"]
     spread_uv: Float[Tensor, "*batch channel"]
+    tie: Float[Tensor, "*batch channel channel lag"]
     heard: Bool[Tensor, "*batch channel"]
     there: Bool[Tensor, "*batch channel"]
     contact_mm: Float[Tensor, "*batch contact 3"]
@@ -128,7 +131,7 @@ def subject_of(montage: Montage, rest: Context) -> Subject:
         shaft=torch.tensor([shafts[end.shaft] for end in ends]),
         bipolar=torch.tensor([channel.minus is not None for channel in montage.channels]),
         fingerprint=fingerprint_of(scaled, spread, rest.rate_hz),
-        rest_uv=middle, spread_uv=spread, heard=everywhere, there=everywhere.clone(),
+        rest_uv=middle, spread_uv=spread, tie=ties_of(scaled, rest.rate_hz), heard=everywhere, there=everywhere.clone(),
         contact_mm=montage.contact_position_mm.float(),
     )  # fmt: skip
 
@@ -154,6 +157,22 @@ def fingerprint_of(
     octave = frequency[fitted].log2() - frequency[fitted].log2().mean()
     slope = (power[:, fitted] + 1e-6).log2() @ octave / octave.square().sum().clamp_min(1e-9)
     return torch.stack([*bands, *lags, slope / 4, (spread_uv / 50).log() / 3], -1)
+
+
+def ties_of(scaled: Float[Tensor, "window channel time"], rate_hz: float) -> Float[Tensor, "channel other lag"]:
+    """Correlation of each channel with each other at rest, a little later or earlier: the first leads at lags above 0.
+
+    What a stimulus evokes somewhere goes with such correlations in people (Keller et al., PNAS 108 (2011) 10308-10313).
+    """
+    centred = scaled - scaled.mean(-1, keepdim=True)
+    size = centred.square().sum((0, 2)).sqrt().clamp_min(1e-9)
+    samples = scaled.shape[-1]
+    later = [min(samples - 1, round(lag * rate_hz)) for lag in TIE_LAGS_S if lag >= 0]
+    ties = []
+    for lag in later:
+        product = torch.einsum("wct,wdt->cd", centred[..., : samples - lag], centred[..., lag:])
+        ties += [product] if not lag else [product, product.mT]
+    return torch.stack(ties, -1) / (size.unsqueeze(-1) * size).unsqueeze(-1)
 
 
 def shots_of(
@@ -226,7 +245,8 @@ def joined_subjects(subjects: Sequence[Subject]) -> Subject:
     for f in fields(Subject):
         rows = [getattr(s, f.name) for s in subjects]
         size = contacts if f.name == "contact_mm" else channels
-        joined[f.name] = torch.stack([_padded(row, 0, size, padding.get(f.name, 0)) for row in rows])
+        rows = [_padded(row, 0, size, padding.get(f.name, 0)) for row in rows]
+        joined[f.name] = torch.stack([_padded(row, 1, size, 0) for row in rows] if f.name == "tie" else rows)
     return Subject(**joined)
 
 

@@ -3,8 +3,8 @@
 Two stages. The *ongoing* stage reads patches of signal: attention over time within a channel, causal, then over
 channels through a few hub tokens, so its cost is linear in channels. The *trial* stage has one token a channel and
 trial: what was going on, what was delivered as seen from that channel, and, for past trials, what followed. It attends
-over channels within a trial, biased by distance and shaft, and over past trials within a channel; so past trials of a
-patient inform a forecast without a gradient step.
+over channels within a trial, biased by distance, shaft and likeness at rest, and over past trials within a channel; so
+past trials of a patient inform a forecast without a gradient step.
 
     signal -> patches -> [time, hubs] x depth --+-> next patch (ongoing activity, roll-outs)
                                                 |
@@ -36,15 +36,20 @@ from .ieeg_sites import (
     DELAYS_S,
     PAIR,
     REACHES,
+    TIES,
+    TISSUE,
     closeness,
     entry_of,
+    heard_ties,
     kernel_answer,
     near_features,
     nearness_of,
     pair_features,
     spot_of,
+    tie_features,
+    tissue_features,
 )
-from .ieeg_subject import BANDS_HZ, FINGERPRINT, KINDS, MODALITIES, SENSORY_FEATURES, Shots, Subject
+from .ieeg_subject import BANDS_HZ, FINGERPRINT, KINDS, MODALITIES, SENSORY_FEATURES, TIE_LAGS_S, Shots, Subject
 from .ieeg_waves import PATCH_WAVES, cosines, patches, written
 
 LONGEST = 16  # patches that attention over time looks back on
@@ -138,13 +143,13 @@ class IeegTransformer(nn.Module):
         with torch.no_grad():
             self.rhythm.normal_(0.0, 0.003, generator=source)
         self.before = Linear(narrow, wide, source)
-        self.near = Map(_LOCAL * (COURSE_WAVES + 1), wide, wide, source)
-        self.delivered = Map(_NUMBERS + _SENSES + 2 * _PLACE, wide, wide, source)
+        self.near = Map(_LOCAL * (COURSE_WAVES + 1) + TIES, wide, wide, source)
+        self.delivered = Map(_NUMBERS + _SENSES + 2 * _PLACE + TISSUE, wide, wide, source)
         self.followed = Map(2 * _WAVES, wide, wide, source)
         self.asked = nn.Parameter(torch.zeros(wide))
         self.unheard = nn.Parameter(torch.zeros(wide))
         self.hubs = nn.Parameter(torch.randn(size.hubs, wide, generator=source))
-        self.distance = Linear(len(SPREADS_MM) + 1, size.heads, source, gain=0.1)
+        self.distance = Linear(len(SPREADS_MM) + 1 + len(TIE_LAGS_S), size.heads, source, gain=0.1)
         self.through_channels = nn.ModuleList(Mixer(wide, size.heads, source) for _ in range(size.layers))
         self.through_trials = nn.ModuleList(Mixer(wide, size.heads, source) for _ in range(size.layers))
         self.maps = nn.ModuleList(Map(wide, 3 * wide, wide, source) for _ in range(size.layers))
@@ -299,11 +304,13 @@ class IeegTransformer(nn.Module):
         rows = (len(where), contexts)
         last = ongoing.token[:, :, -1].unflatten(0, rows)
         carried = self._carried(where, ongoing.patch.unflatten(0, rows))
-        token = self.near(near_features(nearness, shots, rate_hz)) + where.unsqueeze(1)
+        near = [near_features(nearness, shots, rate_hz), tie_features(subject, nearness, shots)]
+        token = self.near(torch.cat(near, -1)) + where.unsqueeze(1)
         each = windows // max(1, contexts)
         token = token + self.before(last).repeat_interleave(each, 1)
         carried = carried.repeat_interleave(each, 1)
-        stimulus = self.delivered(torch.cat([shots.numbers, shots.senses, entry_of(subject, shots)], -1))
+        site = [entry_of(subject, shots), tissue_features(subject, nearness, shots)]
+        stimulus = self.delivered(torch.cat([shots.numbers, shots.senses, *site], -1))
         token = token + stimulus.unsqueeze(2)
         evoked = None
         if followed:
@@ -323,13 +330,14 @@ class IeegTransformer(nn.Module):
         return torch.einsum("bcr,bncp,rpw->bncw", share, recent.flatten(-2), self.rhythm)
 
     def bias(self, subject: Subject, full: bool | None) -> tuple[Tensor | None, Tensor]:
-        """How much a channel listens to another by distance and shaft; and to nobody where channels use hubs alone."""
+        """How much a channel listens to another by distance, shaft and rest; to nobody where all use hubs alone."""
         apart = torch.cdist(subject.place_mm.nan_to_num(0.0), subject.place_mm.nan_to_num(0.0))
         known = subject.place_mm.isfinite().all(-1)
         pair = (known.unsqueeze(-1) & known.unsqueeze(-2)).unsqueeze(-1)
         close = closeness(apart) * pair
         same = (subject.shaft.unsqueeze(-1) == subject.shaft.unsqueeze(-2)).unsqueeze(-1)
-        bias = self.distance(torch.cat([close, same.to(close)], -1)).movedim(-1, 1)  # [patient, head, to, from]
+        ties = heard_ties(subject).to(close)
+        bias = self.distance(torch.cat([close, same.to(close), ties], -1)).movedim(-1, 1)  # [patient, head, to, from]
         direct = apart.shape[-1] <= _FULL_CHANNELS if full is None else full
         there = subject.there[:, None, None, :]
         return bias.masked_fill(~there, -math.inf) if direct else None, there

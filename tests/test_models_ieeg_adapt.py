@@ -12,7 +12,7 @@ from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
-from stimopt.models.ieeg_blended import fit_ieeg_blended, site_parts
+from stimopt.models.ieeg_blended import fit_ieeg_blended, seen_share, site_parts
 from stimopt.models.ieeg_foundation import KIND, FoundationModel
 from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
 from stimopt.models.ieeg_saved import SavedFoundation
@@ -282,25 +282,40 @@ def test_noise_is_as_wide_as_the_patients_own_trials_ask_drawn_towards_the_model
     assert few.temper == 1.0
 
 
-def test_a_blend_turns_down_a_network_that_invents_effects_and_takes_up_what_is_linear(model, trials, held_out):
-    """The truth is linear; a network that was never trained, and one that moves with every stimulus, know nothing."""
-    source = generator(5, "invented")
-    weights = {name: value.clone() for name, value in model.weights.items()}
-    weights["head.weight"] = weights["head.weight"] + 0.3 * torch.randn(weights["head.weight"].shape, generator=source)
-    inventing = replace(model, weights=weights)
-    whole = inventing.for_patient(trials.response.montage, trials.context, trials, samples=125)
-    blend = fit_ieeg_blended(whole, trials)
-    plain, blended = (held_out_skill(f, held_out)["r2"] for f in (at_level(whole, "context"), blend))
-    assert float(blend.weight[0]) < 0.2
-    assert float(blend.weight[1]) > 0.5
-    assert blended > plain + 0.3
-    assert 0.8 < held_out_skill(blend, held_out)["coverage_90"] < 0.97
+def test_a_blend_turns_down_networks_that_invent_effects_and_takes_up_what_is_linear(model, trials, held_out):
+    """The truth is linear; networks that were never trained, and move with every stimulus, know nothing. A linear model
+    is believed more where it had trials at the same site."""
+    found = []
+    for seed in range(5, 10):
+        source = generator(seed, "invented")
+        weights = {name: value.clone() for name, value in model.weights.items()}
+        shape = weights["head.weight"].shape
+        weights["head.weight"] = weights["head.weight"] + 0.3 * torch.randn(shape, generator=source)
+        inventing = replace(model, weights=weights)
+        whole = inventing.for_patient(trials.response.montage, trials.context, trials, samples=125)
+        blend = fit_ieeg_blended(whole, trials)
+        plain, blended = (held_out_skill(f, held_out)["r2"] for f in (at_level(whole, "context"), blend))
+        assert blended > plain + 0.3
+        assert 0.8 < held_out_skill(blend, held_out)["coverage_90"] < 0.97
+        found.append(blend.weight)
+    (network_at_new, linear_at_new), (network_at_seen, linear_at_seen) = torch.stack(found).median(0).values.tolist()
+    assert max(network_at_new, network_at_seen) < 0.2
+    assert linear_at_seen > linear_at_new > 0.5
+
+
+def test_a_current_that_enters_half_elsewhere_is_at_a_new_site():
+    sites = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
+    asked = torch.tensor(
+        [[-2.0, 2.0, 0.0, 0.0], [1.0, -1.0, 0.0, 0.0], [-1.0, 0.5, 0.5, 0.0], [0, -1.0, 1.0, 0], [0] * 4]
+    )
+    assert seen_share(asked, sites).tolist() == pytest.approx([1.0, 1.0, 0.5, 0.0, 0.0])
+    assert seen_share(asked, sites[:0]).tolist() == [0.0] * 5
 
 
 def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trials, held_out):
     blend = fit_ieeg_blended(whole, trials)
     context, stimulus = held_out.context[:3], held_out.stimulus[:3]
-    network, linear = replace(blend, weight=torch.tensor([1.0, 0.0])), replace(blend, weight=torch.tensor([0.0, 1.0]))
+    network, linear = (replace(blend, weight=torch.eye(2)[[own, own]]) for own in (0, 1))
     expected = blend.plain.forecast(context, stimulus)
     assert torch.allclose(network.forecast(context, stimulus).mean, expected.mean, atol=1e-4)
     assert torch.equal(network.forecast(context, stimulus).scale_uv, expected.scale_uv)

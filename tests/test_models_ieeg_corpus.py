@@ -14,6 +14,7 @@ from stimopt.errors import ConfigError, DataError, MontageError
 from stimopt.models.ieeg_corpus import (
     PatientRecord,
     corpus_hash,
+    read_in_pairs,
     read_record,
     records_in,
     save_record,
@@ -250,6 +251,30 @@ def test_the_hash_of_a_corpus_follows_its_numbers_and_not_its_files(record, tmp_
         save_record(kept, folder / "p.safetensors")
     hashes = [corpus_hash(folder) for folder in folders]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_records_come_in_order_of_patients(record, tmp_path):
+    for name in ("linear-000010", "hopf-000002", "linear-000001"):
+        save_record(record, tmp_path / f"{name}.safetensors")
+    assert [path.stem for path in records_in(tmp_path)] == ["linear-000001", "hopf-000002", "linear-000010"]
+
+
+def test_a_patient_read_in_pairs_has_the_differences_of_neighbours(record):
+    eight = simulate_record(
+        replace(linear_patient(patient=3, regions=4, contacts=8), rate_hz=250.0, settle_s=0.1),
+        name="linear-3", family="linear", seed=5, trials=3, rest_windows=2,
+    )  # fmt: skip
+    pairs = read_in_pairs(eight)
+    assert [c.name for c in pairs.rest.montage.channels] == list(eight.rest.montage.neighbour_pairs())
+    read = eight.rest.montage.bipolar().channel_matrix.float()
+    for name in ("silent_uv", "other_uv"):
+        torch.testing.assert_close(getattr(pairs, name), read @ getattr(eight, name))
+    torch.testing.assert_close(pairs.rest.signal_uv, read @ eight.rest.signal_uv)
+    torch.testing.assert_close(pairs.trials.context.signal_uv, read @ eight.trials.context.signal_uv)
+    torch.testing.assert_close(pairs.trials.response.signal_uv, read @ eight.trials.response.signal_uv)
+    assert torch.equal(pairs.trials.stimulus.amplitude_ma, eight.trials.stimulus.amplitude_ma)
+    assert read_in_pairs(pairs) is None  # pairs already
+    assert read_in_pairs(record) is None  # four contacts on two shafts have two pairs
 
 
 def test_an_empty_folder_is_no_corpus(tmp_path):

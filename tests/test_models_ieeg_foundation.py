@@ -15,7 +15,7 @@ from stimopt.errors import CheckpointError, DataError, ShapeError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ScoreModel
 from stimopt.models.ieeg_foundation import KIND, FoundationForecaster, FoundationModel, load_foundation
-from stimopt.models.ieeg_sites import DELAYS_S, kernel_answer, nearness_of
+from stimopt.models.ieeg_sites import DELAYS_S, kernel_answer, nearness_of, tie_features, tissue_features
 from stimopt.models.ieeg_subject import (
     SENSORY_FEATURES,
     joined_shots,
@@ -23,6 +23,7 @@ from stimopt.models.ieeg_subject import (
     sensory_features,
     shots_of,
     subject_of,
+    ties_of,
 )
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Contact, Montage, monopolar
@@ -174,6 +175,34 @@ def test_a_signal_twice_as_large_beside_a_spread_twice_as_large_is_the_same_in_u
     loud = replace(NOW, signal_uv=2 * NOW.signal_uv)
     one, other = model.answer(NOW, ASKED), replace(model, subject=double).answer(loud, ASKED)
     require_close([other.mean, other.log_scale, other.factors], [one.mean, one.log_scale, one.factors])
+
+
+def test_who_leads_at_rest_shows_in_ties():
+    signal = torch.randn(3, 6, 400, generator=generator(8))
+    signal[:, 1, 3:] = signal[:, 0, :-3].clone()  # 12 ms behind
+    tie = ties_of(signal, RATE_HZ)
+    torch.testing.assert_close(tie[..., 0].diagonal(), torch.ones(6))
+    torch.testing.assert_close(tie[..., 0], tie[..., 0].mT)
+    for later, earlier in ((1, 2), (3, 4)):
+        torch.testing.assert_close(tie[..., later], tie[..., earlier].mT)
+    assert float(tie[0, 1, 1]) > 0.95
+    assert float(tie[0, 1, 0].abs()) < 0.1 > float(tie[0, 1, 2].abs())
+
+
+def test_tissue_is_told_by_the_channels_around_a_site():
+    subject = joined_subjects([subject_of(MONTAGE, REST)])
+    single = TRIALS[:3].stimulus.to(torch.zeros(()))
+    asked = joined_shots([shots_of(subject_of(MONTAGE, REST), TRIALS[:3].context, single, None, 125)])
+    near = nearness_of(subject)
+    loud = replace(subject, fingerprint=torch.ones_like(subject.fingerprint))
+    told = tissue_features(loud, near, asked)[0].unflatten(-1, (2, 3, -1))  # [shot, polarity, spread, feature]
+    stimulated = ~TRIALS[:3].stimulus.silent
+    assert bool(stimulated.any())
+    assert not told[~stimulated].any()
+    assert bool((told[stimulated][..., :-2] > 0.5).all())  # a mean of ones, less what fades with charge
+    deaf = replace(loud, heard=torch.zeros_like(loud.heard))
+    assert not tissue_features(deaf, near, asked).any()
+    assert not tie_features(deaf, near, asked).any()
 
 
 def test_a_signal_twice_as_large_on_the_same_spread_is_another_signal():

@@ -150,6 +150,21 @@ def test_processes_draw_other_patients_with_as_many_past_trials(patients):
         assert len({batch.asked.context.shape[-1] for batch in batches}) == 1
 
 
+def test_pairs_of_contacts_are_read_either_way_round():
+    paired = patient_of(record_of(0))  # its channels are pairs
+    signs = set()
+    for step in range(6):
+        batch = draw_batch([paired], replace(DRAW, unheard=0.0), 1, step)
+        which = [int((paired.subject.rest_uv == middle).nonzero()) for middle in batch.subject.rest_uv[0]]
+        own = paired.branches[0].response[:, which]  # [trial, channel, time]
+        here = torch.einsum("nct,kct->cnk", batch.truth[0], own) / own.square().sum(-1).mT.unsqueeze(1)
+        sign = here.flatten(1).gather(-1, here.flatten(1).abs().sub(1).abs().argmin(-1, keepdim=True))[:, 0].round()
+        ties = paired.subject.tie[which][:, which] * (sign.unsqueeze(-1) * sign).unsqueeze(-1)
+        torch.testing.assert_close(batch.subject.tie[0], ties)
+        signs |= set(sign.tolist())
+    assert signs == {-1.0, 1.0}
+
+
 def test_a_batch_holds_twins_or_recordings_and_never_both(patients):
     mixed = [*patients, *(patient_of(record_of(number, twin=False)) for number in range(10, 15))]
     branches = [draw_batch(mixed, DRAW, 1, step).branches for step in range(20)]
@@ -211,6 +226,16 @@ def test_averaged_weights_are_what_a_run_gives(patients, whole, tmp_path):
     assert (recipe, step) == (RECIPE, 8)
     assert same(network.state_dict(), pretrain(patients, RECIPE, tmp_path / "again").state_dict())
     assert not network.training
+
+
+def test_patients_join_in_their_order(patients, tmp_path):
+    joining = replace(RECIPE, joining=(3, 0.0))
+    pretrain(patients, joining, tmp_path / "joining")
+    pretrain(patients[:3], RECIPE, tmp_path / "first")
+    assert same(*(load_file(tmp_path / name / "state.safetensors") for name in ("joining", "first")))
+    assert [replace(RECIPE, joining=(3, 0.5)).joined(step) for step in (0, 1, 2, 5)] == [3, 3, 4, 5]
+    with pytest.raises(ConfigError, match="give 1 patient or more"):
+        replace(RECIPE, joining=(0, 1.0))
 
 
 def test_a_run_of_another_recipe_or_of_other_processes_is_refused(patients, whole, tmp_path):
