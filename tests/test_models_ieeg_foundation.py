@@ -292,9 +292,9 @@ def at_rate(rate_hz, k=3, model=MODEL):
 
 
 def test_the_same_signals_at_another_rate_are_answered_alike():
-    """Not exactly: cosines of a patch are orthogonal at the rate of pretraining alone and leak into each other elsewhere,
-    and a forecast of ongoing waves magnifies that. Of forecasts by the shipped weights for waves of 2 to 20 Hz, 0.14
-    differs at 500 Hz and 0.21 at 1000, root mean square.
+    """Not exactly: cosines of a patch are orthogonal at the rate of pretraining and leak into each other elsewhere; a
+    forecast of ongoing waves magnifies that. Of forecasts by the shipped weights for waves of 2 to 20 Hz, 0.14 differs
+    at 500 Hz and 0.21 at 1000, root mean square.
     """
     shipped = load_foundation()
     mean = at_rate(250.0, model=shipped)
