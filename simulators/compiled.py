@@ -18,7 +18,7 @@ machine, CPU time per region and step of Heun, noise given (least of several rep
     the step through torch.compile's Inductor as it stands    87 ns
     Numba 0.68, the equations written again, fastmath         68
     C, the equations written again, gcc -O3 -ffast-math       25
-    Inductor after `columns`, this                            18 in the unit alone, 21 to 25 with the loop
+    Inductor after `columns`, this                            18 in the unit alone, 19 to 25 with the loop
 
 Not run on a GPU yet.
 """

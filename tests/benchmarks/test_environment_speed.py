@@ -20,7 +20,7 @@ from stimopt.tensors import one_thread
 
 ROWS, DECISIONS, WITHIN = 4096, 12, 10  # integration steps in a decision
 REPEATS = 5
-FLOOR = 100_000  # 230,000 plain and 380,000 to 500,000 compiled on a loaded machine; less than half is no slow day
+FLOOR = 100_000  # 340,000 plain and 420,000 compiled on an idle machine; a third of the first is no slow day
 
 pytestmark = pytest.mark.slow
 
