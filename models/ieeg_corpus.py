@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -267,26 +267,26 @@ def read_in_pairs(record: PatientRecord) -> PatientRecord | None:
     A pair reads what differs between its contacts, so it is local, and its sign is the implant's: recordings of people
     are mostly read so.
     """
-    montage = record.rest.montage
-    rows = {channel.plus: row for row, channel in enumerate(montage.channels) if channel.minus is None}
-    pairs = [c for c in montage.bipolar().channels if c.plus in rows and c.minus in rows]
-    if len(rows) < len(montage.channels) or len(pairs) < _FEWEST_PAIRS:
+    if any(channel.minus is not None for channel in record.rest.montage.channels):
         return None
-    plus, minus = [rows[c.plus] for c in pairs], [rows[str(c.minus)] for c in pairs]
-    read = replace(montage, channels=tuple(pairs))
+    read, plus, minus = record.rest.montage.read_in_pairs()
+    if len(plus) < _FEWEST_PAIRS:
+        return None
 
     def differences(signal_uv: Tensor) -> Tensor:
         return signal_uv[..., plus, :] - signal_uv[..., minus, :]
 
-    def read_again(part: Read) -> Read:
+    def again(part: Read) -> Read:
         return replace(part, montage=read, signal_uv=differences(part.signal_uv))
 
-    trials = record.trials
-    asked = [None if x is None else replace(x, montage=read) for x in (trials.stimulus, record.other)]
-    alone = [None if x is None else differences(x) for x in (record.silent_uv, record.other_uv)]
-    known = Trials(read_again(trials.context), cast(Stimulus, asked[0]), read_again(trials.response))
+    trials, stimulus = record.trials, replace(record.trials.stimulus, montage=read)
     return replace(
-        record, rest=read_again(record.rest), trials=known, silent_uv=alone[0], other=asked[1], other_uv=alone[1]
+        record,
+        rest=again(record.rest),
+        trials=Trials(again(trials.context), stimulus, again(trials.response)),
+        silent_uv=None if record.silent_uv is None else differences(record.silent_uv),
+        other=None if record.other is None else replace(record.other, montage=read),
+        other_uv=None if record.other_uv is None else differences(record.other_uv),
     )
 
 

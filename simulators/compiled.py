@@ -210,9 +210,8 @@ class _Reader:
         states, count = [], self.course.states
         for half in range(self.halves):
             columns = [column for kept in self.kept for column in kept[half * count : (half + 1) * count]]
-            states.append(
-                torch.stack(columns).unflatten(0, (-1, count)).movedim(1, -1)
-            )  # [time, *batch, region, state]
+            by_time = torch.stack(columns).unflatten(0, (-1, count))  # [time, state, *batch, region]
+            states.append(by_time.movedim(1, -1))
         self.kept.clear()
         if self.together == 1:
             states = [state[0] for state in states]

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as replayed
 
+from stimopt.tensors import batch_innermost
+
 from .compiled_delays import Strip, past_of_strip
-from .compiled_step import batch_innermost
 from .compiled_unit import Unit
 from .compiled_walk import Course, Seats, columns_of, pushes, reads_per_step, state_of, walk
 from .simulate import Reading, Trajectory

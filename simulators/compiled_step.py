@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stimopt.tensors import batch_innermost
+
 from .dynamics import Dynamics
 from .integrate import END, MIDDLE, START, Scheme
 from .network import Network
@@ -35,11 +37,6 @@ def leaves(dynamics: Dynamics) -> dict[str, Tensor]:
         tensor = like.new_tensor(value) if isinstance(value, float) else value
         found[name] = batch_innermost(tensor, 0) if tensor.ndim > 1 else tensor
     return found
-
-
-def batch_innermost(tensor: Tensor, leading: int) -> Tensor:
-    """The same tensor [leading, *batch, region], with the regions before the batch in memory."""
-    return tensor.movedim(-1, leading).contiguous().movedim(leading, -1)
 
 
 def _parts(value: Any, path: str) -> list[tuple[str, Any]]:

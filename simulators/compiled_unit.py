@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from stimopt.tensors import batch_innermost
+
 from .columns import without_stacks
-from .compiled_step import Slots, Step, batch_innermost, form
+from .compiled_step import Slots, Step, form
 
 _MOST_UNITS = 256  # kept; a study of a few circuits, shapes and schemes needs some tens
 

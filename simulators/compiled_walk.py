@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from stimopt.errors import ConfigError
+from stimopt.tensors import batch_innermost
 
 from .compiled_delays import Reads, Strip
-from .compiled_step import Step, batch_innermost
+from .compiled_step import Step
 from .compiled_unit import Unit, compiled
 from .integrate import MIDDLE
 

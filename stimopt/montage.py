@@ -150,6 +150,13 @@ class Montage:
         pairs = [(a, b) for a, b in zip(self.contacts, self.contacts[1:], strict=False) if a.shaft == b.shaft]
         return replace(self, channels=tuple(Channel(f"{a.name}-{b.name}", a.name, b.name) for a, b in pairs))
 
+    def read_in_pairs(self) -> tuple["Montage", list[int], list[int]]:
+        """Pairs of neighbours that are both read here against the reference, and which channels are their two ends."""
+        rows = {channel.plus: row for row, channel in enumerate(self.channels) if channel.minus is None}
+        pairs = [c for c in self.bipolar().channels if c.plus in rows and c.minus in rows]
+        ends = [rows[c.plus] for c in pairs], [rows[str(c.minus)] for c in pairs]
+        return replace(self, channels=tuple(pairs)), *ends
+
     def neighbour_pairs(self) -> tuple[str, ...]:
         """Names of all neighbouring pairs on a shaft, "A1-A2" style, as used for bipolar stimulation."""
         return tuple(channel.name for channel in self.bipolar().channels)

@@ -132,14 +132,11 @@ class Recording:
         """
         if any(channel.minus is not None for channel in self.montage.channels):
             raise DataError("this recording is read in pairs already; use it as it is.")
-        rows = {channel.plus: i for i, channel in enumerate(self.montage.channels)}
-        pairs = [c for c in self.montage.bipolar().channels if c.plus in rows and c.minus in rows]
-        if not pairs:
+        montage, plus, minus = self.montage.read_in_pairs()
+        if not plus:
             raise DataError("no two neighbouring contacts of a shaft are both read; use the channels as they are.")
-        plus = self.signal_uv[[rows[c.plus] for c in pairs]]
-        minus = self.signal_uv[[rows[str(c.minus)] for c in pairs]]
-        montage = replace(self.montage, channels=tuple(pairs))
-        return replace(self, montage=montage, signal_uv=plus - minus, stimuli=replace(self.stimuli, montage=montage))
+        signal_uv = self.signal_uv[plus] - self.signal_uv[minus]
+        return replace(self, montage=montage, signal_uv=signal_uv, stimuli=replace(self.stimuli, montage=montage))
 
     def to_dataset(self) -> xr.Dataset:
         """The recording as xarray: `signal_uv` [channel, time], stimuli along `trial`, the montage in `attrs`."""

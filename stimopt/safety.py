@@ -24,7 +24,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from .errors import EnvelopeError, ShapeError
 from .montage import ContactKind
@@ -236,10 +235,7 @@ class Envelope:
         return torch.tensor(banned, dtype=torch.bool, device=stimulus.pulses.device)
 
     def _outlawed_ma(self, stimulus: Stimulus, rule: str) -> Tensor:
-        banned = self._banned(stimulus, rule)
-        if not bool(banned.any()):
-            return torch.zeros_like(stimulus.pulses)
-        return (stimulus.amplitude_ma.abs() * banned).sum(-1)
+        return (stimulus.amplitude_ma.abs() * self._banned(stimulus, rule)).sum(-1)
 
     def _margins(self, stimulus: Stimulus, record: Account) -> Float[Tensor, "*batch limit"]:
         """In double precision, so that a policy in single precision and the door judge alike."""
@@ -250,11 +246,7 @@ class Envelope:
         values = torch.stack(columns)  # [limit, *batch]: row after row, which for many stimuli is a good deal faster
         known = torch.tensor(evaluated, device=values.device).reshape(-1, *(1,) * exact.pulses.ndim)
         values = torch.where(exact.silent & known, 1.0, values)
-        if values.requires_grad:
-            rounded = torch.where(values.abs() < ROUNDING, values - values.detach(), values)
-        else:
-            rounded = F.hardshrink(values, ROUNDING)  # the same numbers in one pass
-        return rounded.movedim(0, -1)
+        return torch.where(values.abs() < ROUNDING, values - values.detach(), values).movedim(0, -1)
 
     def _margin(self, limit: Limit, stimulus: Stimulus, record: Account) -> Tensor:
         if not limit.evaluated:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .errors import SpaceError
 from .stimulus import Sensory, Stimulus, contact_weights
-from .tensors import contacts_first, require_shape
+from .tensors import batch_innermost, require_shape
 
 Kind = Literal["continuous", "log", "integer", "ordinal", "categorical", "site"]
 Value = float | str
@@ -309,7 +309,7 @@ class StimulationSpace:
         if "contacts" in values:
             weights = self._site_weights(stimulus.amplitude_ma)[values["contacts"]]
         size = values["amplitude_ma"].unsqueeze(-1) if "amplitude_ma" in values else strength
-        return contacts_first(weights * size)
+        return batch_innermost(weights * size)
 
     def _site_weights(self, like: Tensor) -> Float[Tensor, "choice contact"]:
         sites = next(p for p in self.parameters if p.name == "contacts").values()

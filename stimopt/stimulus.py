@@ -106,11 +106,11 @@ class Stimulus:
         rows = torch.stack([getattr(self, name).detach() for name in _TRAIN]).reshape(len(_TRAIN), -1)
         low, high = ([float(x) for x in edge] for edge in torch.aminmax(rows, dim=1))
         frequency_hz, width_us, pulses, onset_s, gap_us = zip(low, high, strict=True)
-        shortest_s = (2 * width_us[1] + gap_us[1]) * SECONDS_PER_MICROSECOND
+        longest_s = (2 * width_us[1] + gap_us[1]) * SECONDS_PER_MICROSECOND
         claims = (
             frequency_hz[0] > 0, width_us[0] > 0, pulses[0] >= 0, onset_s[0] >= 0, gap_us[0] >= 0,  # false for NaN
             max(high) < math.inf, math.isfinite(float(self.amplitude_ma.detach().sum())),
-            pulses[1] <= 1 or shortest_s * frequency_hz[1] <= 1,
+            pulses[1] <= 1 or longest_s * frequency_hz[1] <= 1,
             bool((self.pulses == self.pulses.round()).all()),
         )  # fmt: skip
         return all(claims)
@@ -170,7 +170,7 @@ class Stimulus:
         own = [self.amplitude_ma, *(getattr(self, name) for name in _TRAIN)]
         if self.sensory is None and all(x.dtype == like.dtype and x.device == like.device for x in own):
             return self
-        return self._each(lambda tensor: tensor.to(like))
+        return map_tensors(self, lambda tensor: tensor.to(like))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Stimulus":
         """A change of every tensor that alters no number, so nothing is checked again, which would take longer."""

@@ -151,11 +151,11 @@ def where_rows(keep: Tensor, kept: Tensor, other: Tensor) -> Tensor:
     return torch.where(keep.reshape((*keep.shape, *(1,) * (kept.ndim - keep.ndim))), kept, other)
 
 
-def contacts_first(per_contact: Tensor) -> Tensor:
-    """The same tensor `[*batch, contact]`, contact after contact in memory: sums over few contacts take a fraction of
-    the time for many rows, and what is computed from it keeps the order.
+def batch_innermost(tensor: Tensor, leading: int = 0) -> Tensor:
+    """The same tensor `[leading, *batch, last]`, its last axis before the batch in memory: sums over a short last axis
+    and loops over many rows take a fraction of the time, and what is computed from it keeps the order.
     """
-    return per_contact.movedim(-1, 0).contiguous().movedim(0, -1)
+    return tensor.movedim(-1, leading).contiguous().movedim(leading, -1)
 
 
 def concatenate(nouns: Sequence[Noun]) -> Noun:

@@ -381,6 +381,16 @@ def test_a_forbidden_contact_is_refused_and_projected_without_a_return_through_t
     assert envelope.project(steered).amplitude_ma.tolist() == pytest.approx([-2.0, 0.0, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("tiny_ma", [1e-12, 1e-26, 1e-300])
+def test_the_least_current_at_a_forbidden_contact_is_refused_with_gradients_and_without(tiny_ma):
+    envelope = PROFILES["spes-seeg"].forbidding("C1")
+    train = pulse_train(montage_of("depth", 0.05), "C0-C1", amplitude_ma=tiny_ma)
+    wanted = replace(train, amplitude_ma=train.amplitude_ma.clone().requires_grad_())
+    for stimulus in (train, wanted):
+        assert float(envelope.margins(stimulus).worst) < 0
+        assert not bool(envelope.allowed(stimulus))
+
+
 def test_a_forbidden_contact_that_does_not_exist_is_refused():
     with pytest.raises(MontageError, match="'C9'"):
         PROFILES["spes-seeg"].forbidding("C9").allowed(no_stimulus(montage_of("depth", 0.05)))
