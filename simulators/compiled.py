@@ -36,6 +36,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .compiled_delays import past_of_strip, reads_of, strip_of
 from .compiled_gradient import played_with_tape
+from .compiled_reading import Reader, itself
 from .compiled_step import Step, leaves
 from .compiled_unit import Unit
 from .compiled_walk import Course, state_of, walk
@@ -44,8 +45,6 @@ from .dynamics import Dynamics
 from .integrate import Scheme, euler, rk4
 from .network import Network
 from .simulate import Reading, Trajectory, require_start, simulate, steps_of
-
-_READ_TOGETHER = 64  # states whose potentials are read at once
 
 
 def compiled_simulate(
@@ -85,8 +84,8 @@ def compiled_simulate(
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
         unit = _compiles(course, values, turns)
         if unit and turns is None:
-            return _play(course, values, unit, reading or _itself, every, checkpoint)
-        both = _played_with_turns(course, values, turns, unit, reading or _itself, every) if unit and turns else None
+            return _play(course, values, unit, reading or itself, every, checkpoint)
+        both = _played_with_turns(course, values, turns, unit, reading or itself, every) if unit and turns else None
     return _dual(*both) if both else simulate(dynamics, start, **arguments)
 
 
@@ -183,50 +182,11 @@ def _bare(tensor: Tensor) -> Tensor:
     return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
 
 
-class _Reader:
-    """Reads states on the way: potentials of many states at once, anything else state by state."""
-
-    def __init__(self, course: Course, reading: Reading, every: int, halves: int) -> None:
-        self.course, self.reading, self.every, self.halves = course, reading, every, halves
-        self.together = _READ_TOGETHER if reading == course.step.dynamics.potential_mv else 1
-        self.kept: list[list[Tensor]] = []
-        self.readings: list[list[Tensor]] = [[] for _ in range(halves)]
-
-    def watch(self, number: int, columns: list[Tensor], late: list[Tensor]) -> None:
-        """Keep the columns of a step where one is asked for."""
-        if number % self.every == 0:
-            self.kept.append(columns)
-            if len(self.kept) == self.together:
-                self._flush()
-
-    def read(self) -> list[Tensor]:
-        """Readings of values, and of tangents where there are, `[*batch, ..., time]`."""
-        self._flush()
-        return [torch.cat(read).movedim(0, -1) for read in self.readings]
-
-    def _flush(self) -> None:
-        if not self.kept:
-            return
-        states, count = [], self.course.states
-        for half in range(self.halves):
-            columns = [column for kept in self.kept for column in kept[half * count : (half + 1) * count]]
-            by_time = torch.stack(columns).unflatten(0, (-1, count))  # [time, state, *batch, region]
-            states.append(by_time.movedim(1, -1))
-        self.kept.clear()
-        if self.together == 1:
-            states = [state[0] for state in states]
-        found: Any = self.reading(states[0] if self.halves == 1 else forward_mode.make_dual(*states))
-        parts = [found] if self.halves == 1 else list(forward_mode.unpack_dual(found))
-        for readings, part in zip(self.readings, parts, strict=True):
-            known = torch.zeros_like(parts[0]) if part is None else part
-            readings.append(known.unsqueeze(0) if self.together == 1 else known)
-
-
 def _played(course: Course, values: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int) -> Trajectory:
-    reader = _Reader(course, reading, every, 1)
+    reader = Reader(course, reading, every)
     with torch.no_grad():
         columns, strips = walk(course, values, None, unit, reader.watch)
-        past = past_of_strip(strips[0].clone(), course.batch_shape, course.outputs) if strips else None
+        past = past_of_strip(strips[0], course.batch_shape, course.outputs) if strips else None
         return Trajectory(reader.read()[0], state_of(columns), past)
 
 
@@ -234,13 +194,13 @@ def _played_with_turns(
     course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int
 ) -> tuple[Trajectory, Trajectory]:
     """The trajectory, and its tangent."""
-    reader = _Reader(course, reading, every, 2)
+    reader = Reader(course, reading, every, 2)
     with torch.no_grad():
         columns, strips = walk(course, values, turns, unit, reader.watch)
         ends = state_of(columns[: course.states]), state_of(columns[course.states :])
         pasts: list[Past | None] = [None, None]
         if strips:
-            pasts = [past_of_strip(strip.clone(), course.batch_shape, course.outputs) for strip in strips]
+            pasts = [past_of_strip(strip, course.batch_shape, course.outputs) for strip in strips]
         value, turn = (Trajectory(read, end, past) for read, end, past in zip(reader.read(), ends, pasts, strict=True))
         return value, turn
 
@@ -252,7 +212,3 @@ def _dual(value: Trajectory, turn: Trajectory) -> Trajectory:
     if value.past is not None and turn.past is not None:
         past = Past(*(join(getattr(value.past, f.name), getattr(turn.past, f.name)) for f in fields(Past)))
     return Trajectory(join(value.readings, turn.readings), join(value.end, turn.end), past)
-
-
-def _itself(state: Tensor) -> Tensor:
-    return state

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as replayed
 
-from stimopt.tensors import batch_innermost
-
-from .compiled_delays import Strip, past_of_strip
+from .compiled_delays import past_of_strip
+from .compiled_reading import Echoes, Reader, itself
+from .compiled_strip import Strip
 from .compiled_unit import Unit
 from .compiled_walk import Course, Seats, columns_of, pushes, reads_per_step, state_of, walk
 from .simulate import Reading, Trajectory
@@ -41,7 +41,7 @@ def played_with_tape(
         stretch = Course(course.step, course.batch_shape, min(length, course.steps - first), course.reads, course.ahead)
         names = tuple(values)
         now = [values[name][part] if name in _PUSHES else values[name] for name in names]
-        rules = (stretch, names, None if own else reading, (-first) % every, every)
+        rules = (stretch, names, itself if own else reading, (-first) % every, every)
         played = replayed(taped, *rules, *now, use_reentrant=False) if checkpoint else taped(*rules, *now)
         values["start"], values["strip"], read = played[0], played[1], played[2]
         if own:
@@ -73,27 +73,24 @@ class _Tape(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, course: Course, names: tuple[str, ...], reading: Reading | None, first: int, every: int, *now: Tensor
+        ctx: Any, course: Course, names: tuple[str, ...], reading: Reading, first: int, every: int, *now: Tensor
     ) -> Any:
-        """End, strip and readings (states, where there is no reading); readings are at `first` and every `every` on."""
+        """End, strip and readings; readings are at `first` and every `every` on."""
         given = dict(zip(names, now, strict=True))
         kept: list[Tensor] = []  # as the unit made them: gathering them would cost as much as a small step
         heard: list[Tensor] = []
-        readings: list[Tensor] = []
+        reader = Reader(course, reading, every, first=first)
 
         def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
             kept.extend(columns)
             heard.extend(late)
-            if number >= first and (number - first) % every == 0:
-                state = state_of(columns)
-                readings.append(state if reading is None else reading(state))
+            reader.watch(number, columns, late)
 
         columns, strips = walk(course, given, None, course.unit(given, None), watch)
-        read = torch.stack(readings) if readings else given["start"].new_zeros(0)
+        nothing = given["start"].new_zeros(0)
         ctx.rules = (course, names, reading, first, every)
         ctx.save_for_backward(*kept, *heard, *now)
-        end = state_of(columns)
-        return end, strips[0].clone() if strips else given["start"].new_zeros(0), read.movedim(0, -1)
+        return state_of(columns), strips[0] if strips else nothing, next(iter(reader.read()), nothing)
 
     @staticmethod
     @once_differentiable
@@ -130,24 +127,26 @@ class _Back:
         self.found = {name: torch.zeros_like(given[name]) for name in wanted}
 
     def run(
-        self, end: Tensor, strip: Tensor, read: Tensor, reading: Reading | None, first: int, every: int
+        self, end: Tensor, strip: Tensor, read: Tensor, reading: Reading, first: int, every: int
     ) -> dict[str, Tensor]:
         """All cotangents that are wanted."""
         course, pull = self.course, columns_of(end)
         ears = _Echo(course, strip, self.per_step) if course.reads else None
-        seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given})
+        names = [*course.names(pushes(self.given, 0, 1)[0]), *(f"pull.{i}" for i in range(course.states + bool(ears)))]
+        seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given}, names)
+        echoes = Echoes(course, reading, read, first, every, self.states)
+        each = len(self.heard) // course.steps
         for begin in reversed(range(0, course.steps, course.ahead)):
             count = min(course.ahead, course.steps - begin)
-            pushed = pushes(self.given, begin, count)
-            edges = ears.block(count, full=count == course.ahead) if ears else None
+            _, pushed = pushes(self.given, begin, count)
+            edges: Sequence[Tensor] = ears.block(count, full=count == course.ahead).unbind(0) if ears else ()
             for k in reversed(range(count)):
                 number = begin + k
-                pulls = pull if edges is None else [*pull, *_parts(edges[k], course)]
                 columns = list(self.states[number * course.states : (number + 1) * course.states])
-                late = self.heard[3 * number : 3 * number + 3]
-                slots = course.slots({}, columns, [late] if late else [], pushed[k])
-                slots.update({f"pull.{i}": self._laid(value) for i, value in enumerate(pulls)})
-                cotangents = dict(zip(self.pulled, seats.filled(slots), strict=True))
+                late = self.heard[number * each : (number + 1) * each]
+                pulls = [*pull, edges[k].view(len(edges[k]), -1, *course.batch_shape)] if ears else pull
+                found = seats.filled([*columns, *late, *pushed[k], *pulls])
+                cotangents = dict(zip(self.pulled, found, strict=True))
                 pull = [
                     cotangents[name] if (name := f"state.{i}") in cotangents else torch.zeros_like(columns[i])
                     for i in range(course.states)
@@ -155,20 +154,15 @@ class _Back:
                 self._add(number, cotangents)
                 if ears:
                     ears.hear(cotangents)
-                if number >= first and (number - first) % every == 0:
-                    at = _pulled(reading, columns, read[..., (number - first) // every])
-                    pull = [a + b for a, b in zip(pull, at, strict=True)]
+                if read_here := echoes.at(number):
+                    pull = [a + b for a, b in zip(pull, read_here, strict=True)]
             if ears:
-                ears.close(count)
+                ears.close()
         if "start" in self.found:
             self.found["start"] = state_of(pull)
         if ears and "strip" in self.found:
             self.found["strip"] = ears.past()
         return self.found
-
-    def _laid(self, value: Tensor) -> Tensor:
-        """A cotangent with the batch innermost, where it is not so already."""
-        return value if value.stride() == self.states[0].stride() else batch_innermost(value, 0)
 
     def _add(self, number: int, cotangents: Mapping[str, Tensor]) -> None:
         for name, value in cotangents.items():
@@ -176,10 +170,10 @@ class _Back:
             if kind not in self.found or kind in ("start", "strip"):
                 continue
             if kind == "waves":
-                self.found[kind][number, ..., int(name.split(".")[1])] = value
+                self.found[kind][number, ..., int(name.split(".")[1])] = value.movedim(0, -1)
             elif kind == "drive":
                 stage, place = (int(part) for part in name.split(".")[1:])
-                self.found[kind][number, stage, ..., place] += value
+                self.found[kind][number, stage, ..., place] += value.movedim(0, -1)
             else:
                 self.found[kind] += value
 
@@ -190,47 +184,26 @@ def _source(slot: str) -> str:
     return kinds.get(slot.split(".")[0], slot)
 
 
-def _pulled(reading: Reading | None, columns: list[Tensor], cotangent: Tensor) -> list[Tensor]:
-    """Cotangents of the columns, from that of their reading."""
-    if reading is None:
-        return list(cotangent.unbind(-1))
-    with torch.enable_grad():
-        state = state_of(columns).detach().requires_grad_()
-        value = reading(state)
-        return list(torch.autograd.grad(value, state, cotangent)[0].unbind(-1))
-
-
-def _parts(edge: Tensor, course: Course) -> list[Tensor]:
-    """Cotangents of emission and slopes, [3, region, lane], in the order of a unit's outputs."""
-    lanes = edge.view(*edge.shape[:2], course.outputs, *course.batch_shape)
-    return [lanes[part, :, o].movedim(0, -1) for part in range(3) for o in range(course.outputs)]
-
-
 class _Echo:
     """Delays on the way back: cotangents of arrivals, latest first, and the emissions that they belong to."""
 
     def __init__(self, course: Course, strip: Tensor, per_step: int) -> None:
         assert course.reads is not None
         self.course, self.reads, self.per_step, self.late_rows = course, course.reads, per_step, strip
-        lanes = strip.shape[-1]
-        nothing = strip.new_zeros(self.reads.reach(per_step), self.reads.regions, lanes)
-        self.strip = Strip(nothing, per_step * course.ahead)
-        self.matrix = self.reads.adjoint(course.ahead, per_step, strip)
-        self.carried = nothing[0]
+        nothing = strip.new_zeros(self.reads.regions, self.reads.reach(per_step), 1, strip.shape[-1])
+        self.strip = Strip(nothing)
+        self.sums = self.reads.adjoint(course.ahead, per_step, self.strip)
+        self.carried = nothing[:, 0, 0]
         self.fresh: list[Tensor] = []
 
     def block(self, count: int, full: bool) -> Tensor:
-        """Cotangents of what a block's steps emitted, [step, 3, region, lane]: later reads, and the past at the end."""
-        ahead, lanes = self.course.ahead, self.strip.rows.shape[-1]
-        rows = self.matrix @ self.strip.rows.view(-1, lanes) if full else self.late_rows.new_zeros(0)
-        rows = (
-            rows.view(ahead, *self.late_rows.shape[1:])
-            if full
-            else self.late_rows.new_zeros(count, *self.late_rows.shape[1:])
-        )
-        mine = min(count, len(self.late_rows))
-        rows[count - mine :] += self.late_rows[len(self.late_rows) - mine :]
-        self.late_rows = self.late_rows[: len(self.late_rows) - mine]
+        """Cotangents of what a block's steps emitted, [step, region, 3, lane]: later reads, and the past at the end."""
+        regions, known, parts, lanes = self.late_rows.shape
+        shape = (regions, parts, lanes)
+        rows = self.sums.of(self.strip).view(-1, *shape) if full else self.late_rows.new_zeros(count, *shape)
+        mine = min(count, known)
+        rows[count - mine :] += self.late_rows[:, known - mine :].movedim(1, 0)
+        self.late_rows = self.late_rows[:, : known - mine]
         return rows
 
     def hear(self, cotangents: Mapping[str, Tensor]) -> None:
@@ -245,12 +218,12 @@ class _Echo:
         names = [f"late.{stage}.{o}" for o in range(self.course.outputs)]
         if names[0] not in cotangents:
             return None
-        parts = [cotangents[name].movedim(-1, 0) for name in names]
-        return torch.stack(parts, 1).flatten(1) if parts[0].ndim > 1 or len(parts) > 1 else parts[0].unsqueeze(-1)
+        return torch.stack([cotangents[name] for name in names], 1).flatten(1)
 
-    def close(self, count: int) -> None:
+    def close(self) -> None:
         """The block is over."""
-        self.strip.append([self.fresh], count * self.per_step)
+        for row in self.fresh:
+            self.strip.append(row.unsqueeze(1))
         self.fresh = []
 
     def past(self) -> Tensor:
@@ -261,6 +234,6 @@ class _Echo:
             blocks.insert(0, self.block(self.course.ahead, full=True))
             for _ in range(self.course.ahead):
                 self.hear({})
-            self.close(self.course.ahead)
+            self.close()
             rows += self.course.ahead
-        return torch.cat(blocks)[-(self.reads.back + 1) :]
+        return torch.cat(blocks)[-(self.reads.back + 1) :].movedim(0, 1)

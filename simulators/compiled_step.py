@@ -3,7 +3,7 @@
 It calls the circuit's own `drift`, `noise` and `emission` and the scheme, so there is one set of
 equations. Everything that has a value goes in as a tensor, parameters and gains included.
 
-Inputs are named slots, each [*batch, region] or smaller, with the batch innermost in memory:
+Inputs are named slots, each [*batch, region] or smaller:
 
     state.i           column i of the state                      wave.i      increment of noise i
     drive.s.i         input i from outside at stage s            late.s.o    what arrives of output o, weighted

@@ -2,7 +2,9 @@
 
 Everything that has a value is an input, so new values never compile anew; new shapes do. Units
 are kept for the life of the process, by what they were traced from; torch keeps the machine
-code on disk for the next one. Inputs are the slots that `compiled_step` names.
+code on disk for the next one. Inputs are the slots that `compiled_step` names; those of regions lie
+as [region, *batch], the batch innermost, and so do the outputs: columns of the state, then all edges in one,
+[region, 3 x output, *batch]. Axes are turned inside the unit, where it costs nothing.
 """
 
 import threading
@@ -15,11 +17,11 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from stimopt.tensors import batch_innermost
-
 from .columns import without_stacks
 from .compiled_step import Slots, Step, form
+from .regions_first import regions_first
 
+_OF_REGIONS = ("state.", "wave.", "drive.", "late.")
 _MOST_UNITS = 256  # kept; a study of a few circuits, shapes and schemes needs some tens
 
 
@@ -34,10 +36,6 @@ class Unit:
 
     names: tuple[str, ...]
     call: Any
-
-    def __call__(self, slots: Slots) -> list[Tensor]:
-        """The outputs of the step."""
-        return list(self.call(*[slots[name] for name in self.names]))
 
     def needs(self, prefix: str) -> bool:
         """Whether it reads any slot of this kind."""
@@ -73,12 +71,21 @@ def _compile(step: Step, slots: Slots, pulled: Sequence[str]) -> Unit:
     values = {name: x.detach() for name, x in slots.items() if name not in turns}
     names, examples = list(values), list(values.values())
     with torch.enable_grad():
-        graph = without_stacks(lambda *given: step(dict(zip(names, given, strict=True))), examples)
+        graph = without_stacks(lambda *given: _turned(step, dict(zip(names, given, strict=True))), examples)
+        graph = regions_first(graph, examples)
     if turns:
         graph, names, examples = _forward_mode(graph, names, examples, turns)
     if pulled:
         graph, names, examples = _reverse_mode(graph, names, examples, pulled)
     return _lowered(graph, names, examples)
+
+
+def _turned(step: Step, slots: Slots) -> list[Tensor]:
+    """A step over inputs and outputs with regions first."""
+    outputs = step({name: x.movedim(0, -1) if name.startswith(_OF_REGIONS) else x for name, x in slots.items()})
+    count = len(step.dynamics.states)
+    columns, edges = ([x.movedim(-1, 0) for x in part] for part in (outputs[:count], outputs[count:]))
+    return columns + ([torch.stack(edges, 1)] if edges else [])
 
 
 def _forward_mode(
@@ -122,7 +129,7 @@ def _reverse_mode(
         _, pull, *_ = torch.func.vjp(moved, *[plain[p] for p in places])
         return list(pull(list(values[len(names) :])))
 
-    examples = examples + [batch_innermost(output.new_zeros(output.shape), 0) for output in outputs]
+    examples = examples + [output.new_zeros(output.shape) for output in outputs]
     return make_fx(back)(*examples), names + [f"pull.{i}" for i in range(len(outputs))], examples
 
 

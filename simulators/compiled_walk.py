@@ -1,7 +1,8 @@
 """The loop over compiled steps: blocks of steps, what arrives in each, and what is kept on the way.
 
 A walk has one half, the values, or two, the values and their tangents, which then travel
-together through the same unit and lie side by side in one strip, so the past is read once for both.
+together through the same unit, each with a strip of its own. What has a region lies in
+memory as the units read it, [region, *batch].
 
     given   start [*batch, region, state], waves, drive, strip, instant, and every leaf of the circuit by name
     turns   tangents of some of these, by the same names
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor
 
 from stimopt.errors import ConfigError
-from stimopt.tensors import batch_innermost
 
-from .compiled_delays import Reads, Strip
+from .compiled_delays import Reads
 from .compiled_step import Step
+from .compiled_strip import Strip, Sums
 from .compiled_unit import Unit, compiled
 from .integrate import MIDDLE
 
@@ -27,6 +28,7 @@ Given: TypeAlias = Mapping[str, Tensor]
 Watch = Callable[[int, list[Tensor], list[Tensor]], None]  # step number, columns, what arrives at its stages
 _BLOCK = 64  # steps whose noise and drive are put in order at once, where no delay says less
 _PREFIXES = ("", "turn.")
+_STAGES = 3
 
 
 @dataclass(frozen=True)
@@ -57,29 +59,46 @@ class Course:
         """How many outputs a region has."""
         return len(self.step.dynamics.outputs)
 
-    def slots(
-        self, fixed: Given, columns: Sequence[Tensor], late: Sequence[Sequence[Tensor]], push: Given
-    ) -> dict[str, Tensor]:
-        """All inputs of one step; `columns` and `late` hold one half after the other."""
-        named = dict(fixed)
-        named.update(zip(_names("state.", self.states), columns, strict=False))
-        if len(columns) > self.states:
-            named.update(zip(_names("turn.state.", self.states), columns[self.states :], strict=True))
-        for prefix, heard in zip(_PREFIXES, late, strict=False):
-            for stage, arriving in enumerate(heard):
-                names = _names(f"{prefix}late.{stage}.", self.outputs)
-                lanes = arriving.view(len(arriving), self.outputs, *self.batch_shape).unbind(1)
-                named.update(zip(names, [lane.movedim(0, -1) for lane in lanes], strict=True))
-        named.update(push)
-        return named
+    @property
+    def late(self) -> Reads:
+        """The reads of a network with delays.
+
+        Raises:
+            ConfigError: If nothing is late.
+        """
+        if self.reads is None:
+            raise ConfigError("nothing is late in this network; a walk through it has nothing to hear.")
+        return self.reads
+
+    def names(self, pushed: Sequence[str], halves: int = 1) -> list[str]:
+        """Slots of what changes from step to step: columns of each half, what each hears at each stage, and pushes."""
+        prefixes = _PREFIXES[:halves]
+        columns = [name for prefix in prefixes for name in _names(f"{prefix}state.", self.states)]
+        if self.reads is None:
+            return [*columns, *pushed]
+        stages = [f"{prefix}late.{stage}." for prefix in prefixes for stage in range(_STAGES)]
+        return [*columns, *(name for stage in stages for name in _names(stage, self.outputs)), *pushed]
+
+    def lanes(self, arriving: Tensor) -> list[list[Tensor]]:
+        """What arrives, `[read, region, lane]`, read by read and output by output, each [region, *batch]."""
+        regions = arriving.shape[1]
+        if self.outputs == 1:
+            return [[read] for read in arriving.view(-1, regions, *self.batch_shape).unbind(0)]
+        by_output = arriving.view(-1, regions, self.outputs, *self.batch_shape).movedim(2, 1).contiguous()
+        return [list(read.unbind(0)) for read in by_output.unbind(0)]
 
     def unit(self, given: Given, turns: Given | None, pulled: Sequence[str] = ()) -> Unit:
         """The compiled step for inputs like these."""
         halves = [given] if turns is None else [given, turns]
         columns = [column for half in halves for column in columns_of(half["start"])]
-        late = [[one] * 3 for one in _apart(_strip(halves)[0, 0], len(halves))] if self.reads else []
-        fixed, push = _fixed(halves), _pushes_of(halves, 0, 1)[0]
-        return compiled(self.step, self.slots(fixed, columns, late, push), pulled)
+        late = []
+        if self.reads is not None:
+            now = [half["strip"][None, :, 0, 0].contiguous() for half in halves]
+            late = [one for arriving in now for one in _STAGES * self.lanes(arriving)[0]]
+        pushed, (push,) = _pushes_of(halves, 0, 1)
+        names = self.names(pushed, len(halves))
+        moving = dict(zip(names, [*columns, *late, *push], strict=True))
+        return compiled(self.step, {**_fixed(halves), **moving}, pulled)
 
 
 def _fixed(halves: Sequence[Given]) -> dict[str, Tensor]:
@@ -90,34 +109,42 @@ def _fixed(halves: Sequence[Given]) -> dict[str, Tensor]:
     }
 
 
-def _pushes_of(halves: Sequence[Given], begin: int, count: int) -> list[dict[str, Tensor]]:
+def _pushes_of(halves: Sequence[Given], begin: int, count: int) -> tuple[list[str], list[list[Tensor]]]:
     parts = [pushes(half, begin, count, prefix) for prefix, half in zip(_PREFIXES, halves, strict=False)]
-    return parts[0] if len(parts) == 1 else [one | other for one, other in zip(*parts, strict=True)]
+    names = [name for part in parts for name in part[0]]
+    return names, [[x for step in steps for x in step] for steps in zip(*(part[1] for part in parts), strict=True)]
 
 
-def pushes(given: Given, begin: int, count: int, prefix: str = "") -> list[dict[str, Tensor]]:
-    """Noise and drive from outside of each step of a block, the batch innermost."""
-    slots: list[dict[str, Tensor]] = [{} for _ in range(count)]
+def pushes(given: Given, begin: int, count: int, prefix: str = "") -> tuple[list[str], list[list[Tensor]]]:
+    """Noise and drive from outside of each step of a block: their slots, and for each step what is in them."""
+    names: list[str] = []
+    steps: list[list[Tensor]] = [[] for _ in range(count)]
     if "waves" in given:
-        waves = batch_innermost(given["waves"][begin : begin + count].movedim(-1, 1), 2)
-        for slot, step in zip(slots, waves.unbind(0), strict=True):
-            slot.update(zip(_names(f"{prefix}wave.", len(step)), step.unbind(0), strict=True))
+        waves = given["waves"][begin : begin + count].movedim((-1, -2), (1, 2)).contiguous()
+        names += _names(f"{prefix}wave.", waves.shape[1])
+        _deal(waves.flatten(0, 1), steps)
     if "drive" in given:
-        drive = batch_innermost(given["drive"][begin : begin + count].movedim(-1, 2), 3)
-        for slot, step in zip(slots, drive.unbind(0), strict=True):
-            for stage, inputs in enumerate(step.unbind(0)):
-                slot.update(zip(_names(f"{prefix}drive.{stage}.", len(inputs)), inputs.unbind(0), strict=True))
-    return slots
+        drive = given["drive"][begin : begin + count].movedim((-1, -2), (2, 3)).contiguous()
+        names += [name for stage in range(_STAGES) for name in _names(f"{prefix}drive.{stage}.", drive.shape[2])]
+        _deal(drive.flatten(0, 2), steps)
+    return names, steps
+
+
+def _deal(parts: Tensor, steps: list[list[Tensor]]) -> None:
+    each = len(parts) // len(steps)
+    apart = parts.unbind(0)
+    for number, step in enumerate(steps):
+        step += apart[number * each : (number + 1) * each]
 
 
 def columns_of(state: Tensor) -> list[Tensor]:
-    """[*batch, region, state] as columns with the batch innermost."""
-    return list(batch_innermost(state.movedim(-1, 0), 1).unbind(0))
+    """[*batch, region, state] as columns [region, *batch], each in one piece of memory."""
+    return list(state.movedim((-1, -2), (0, 1)).contiguous().unbind(0))
 
 
 def state_of(columns: Sequence[Tensor]) -> Tensor:
     """The other way round: a view of columns that are put together once."""
-    return torch.stack([column.movedim(-1, 0) for column in columns]).movedim((0, 1), (-1, -2))
+    return torch.stack(list(columns)).movedim((0, 1), (-1, -2))
 
 
 def walk(
@@ -130,89 +157,83 @@ def walk(
         given: All values, no tangents.
         turns: Tangents of some; `start` and, with delays, `strip` must be among them.
         unit: Of `Course.unit` for these.
-        watch: Sees every step.
+        watch: Sees every step; of what arrives, the values.
     """
     halves = [given] if turns is None else [given, turns]
     columns = [column for half in halves for column in columns_of(half["start"])]
-    fixed = _fixed(halves)
-    seats = Seats(unit, fixed)
-    ears = _Ears(course, _strip(halves), unit) if course.reads else None
+    seats = Seats(unit, _fixed(halves), course.names(_pushes_of(halves, 0, 1)[0], len(halves)))
+    ears = _ears(course, [Strip(half["strip"]) for half in halves], unit) if course.reads else []
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
-        pushed, heard = _pushes_of(halves, begin, count), ears.block() if ears else []
-        edges: list[list[Tensor]] = [[] for _ in halves]
+        _, pushed = _pushes_of(halves, begin, count)
+        heard = [ear.block() for ear in ears]
         for k, push in enumerate(pushed):
-            stages = [_apart(arriving, len(halves)) for arriving in ears.stages(heard, k)] if ears else []
-            late = [list(half) for half in zip(*stages, strict=True)]
+            late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
             watch(begin + k, columns, late[0] if late else [])
-            outputs = seats.filled(course.slots({}, columns, late, push))
-            parts = [outputs[h * len(outputs) // len(halves) :] for h in range(len(halves))]
+            outputs = seats.filled([*columns, *(one for half in late for one in half), *push])
+            each = len(outputs) // len(halves)
+            parts = [outputs[h : h + each] for h in range(0, len(outputs), each)]
             columns = [column for part in parts for column in part[: course.states]]
-            for kept, part in zip(edges, parts, strict=True):
-                kept += _edges(course, part)
-        if ears:
-            ears.strip.append(edges, count)
-    return columns, _apart(ears.strip.rows, len(halves)) if ears else []
-
-
-def _strip(halves: Sequence[Given]) -> Tensor:
-    """The strips of all halves, their lanes side by side."""
-    strips = [half["strip"] for half in halves]
-    return strips[0] if len(strips) == 1 else torch.cat(strips, -1)
-
-
-def _apart(lanes: Tensor, halves: int) -> list[Tensor]:
-    """What of it belongs to each half."""
-    return [lanes] if halves == 1 else list(lanes.chunk(halves, -1))
+            for ear, part in zip(ears, parts, strict=bool(ears)):
+                ear.hear(part[-1])
+    return columns, [ear.strip.rows for ear in ears]
 
 
 class Seats:
-    """The inputs of a unit in its order, where what is the same for all steps has its place once."""
+    """The inputs of a unit in its order, where what is the same for all steps has its place once.
 
-    def __init__(self, unit: Unit, fixed: Given) -> None:
+    Args:
+        unit: Whose inputs.
+        fixed: What is the same for all steps.
+        names: Slots of the rest, in the order in which `filled` is given them.
+    """
+
+    def __init__(self, unit: Unit, fixed: Given, names: Sequence[str]) -> None:
+        place = {name: i for i, name in enumerate(names)}
         self.call = unit.call
         self.inputs = [fixed.get(name) for name in unit.names]
-        self.open = [(i, name) for i, name in enumerate(unit.names) if name not in fixed]
+        self.open = [(i, place[name]) for i, name in enumerate(unit.names) if name not in fixed]
 
-    def filled(self, slots: Given) -> list[Tensor]:
-        """The outputs of the unit for the other slots."""
+    def filled(self, values: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs of the unit."""
         inputs = self.inputs.copy()
-        for i, name in self.open:
-            inputs[i] = slots[name]
+        for i, place in self.open:
+            inputs[i] = values[place]
         return list(self.call(*inputs))
 
 
-def _edges(course: Course, outputs: list[Tensor]) -> list[Tensor]:
-    """Emission after a step and its two slopes, each [region, lane in parts]."""
-    edges = [part.movedim(-1, 0) for part in outputs[course.states : course.states + 3 * course.outputs]]
-    if course.outputs == 1:
-        return edges
-    return [torch.stack(edges[i : i + course.outputs], 1) for i in range(0, len(edges), course.outputs)]
+def _ears(course: Course, strips: Sequence[Strip], unit: Unit) -> list["_Ears"]:
+    """Of all halves, which read alike."""
+    per_step = reads_per_step(unit)
+    ends = torch.arange(course.ahead * per_step + 1, device=strips[0].ring.device) * (2 // per_step)
+    now, block = (course.late.sums(reads, strips[0]) for reads in (ends[:1], ends[1:]))
+    return [_Ears(course, strip, now, block, per_step) for strip in strips]
 
 
 class _Ears:
-    """What a walk with delays hears: the strip of its halves, and the reads of each block."""
+    """What half of a walk hears of its own past, and its strip."""
 
-    def __init__(self, course: Course, rows: Tensor, unit: Unit) -> None:
-        if course.reads is None:
-            raise ConfigError("nothing is late in this network; a walk through it has nothing to hear.")
-        self.reads, self.per_step = course.reads, reads_per_step(unit)
-        self.strip = Strip(rows, course.ahead)
-        number = torch.arange(1, course.ahead * self.per_step + 1, device=rows.device)
-        self.matrix = self.reads.matrix(number * (2 // self.per_step), rows)
-        now = self.reads.matrix(torch.zeros_like(number[:1]), rows)
-        self.last = self.reads.arrivals(now, self.strip.rows)[0]
+    def __init__(self, course: Course, strip: Strip, now: Sums, block: Sums, per_step: int) -> None:
+        self.course, self.strip, self.sums, self.per_step = course, strip, block, per_step
+        self.last = self._arrivals(now)[0]
 
-    def block(self) -> list[Tensor]:
+    def block(self) -> list[list[Tensor]]:
         """What arrives from the start of a block to its end."""
-        heard = [self.last, *self.reads.arrivals(self.matrix, self.strip.rows).unbind(0)]
+        heard = [self.last, *self._arrivals(self.sums)]
         self.last = heard[-1]
         return heard
 
-    def stages(self, heard: list[Tensor], step: int) -> list[Tensor]:
+    def _arrivals(self, sums: Sums) -> list[list[Tensor]]:
+        return self.course.lanes(self.course.late.arrivals(sums, self.strip))
+
+    def stages(self, heard: list[list[Tensor]], step: int) -> list[Tensor]:
         """Of these, at the start, middle and end of a step; the end again where a middle is not read."""
         first = step * self.per_step
-        return [heard[first], heard[first + self.per_step - 1], heard[first + self.per_step]]
+        return [*heard[first], *heard[first + self.per_step - 1], *heard[first + self.per_step]]
+
+    def hear(self, edges: Tensor) -> None:
+        """What a step emitted, `[region, 3 x output, *batch]`."""
+        self.strip.append(edges.view(len(edges), *self.strip.ring.shape[2:]))
 
 
 @cache

@@ -22,7 +22,8 @@ from stimopt.simulators import (
 )
 from stimopt.simulators import compiled as compiled_file
 from stimopt.simulators.compiled import compiled_simulate, lane_waves
-from stimopt.simulators.compiled_delays import Strip, past_of_strip, reads_of, strip_of
+from stimopt.simulators.compiled_delays import past_of_strip, reads_of, strip_of
+from stimopt.simulators.compiled_strip import Strip, Sums
 from stimopt.simulators.delays import delayed_reads, still_past
 from stimopt.simulators.hopf import StuartLandau
 from stimopt.tensors import generator
@@ -127,7 +128,7 @@ def test_lane_waves_are_white_and_lie_as_compiled_units_read_them():
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_the_sparse_matrix_hears_what_the_plain_plan_hears(batched):
+def test_sums_over_a_strip_hear_what_the_plain_plan_hears(batched):
     plain = oscillators()
     weights = WEIGHTS * torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64).reshape(3, 1, 1) if batched else WEIGHTS
     network = Network(plain.circuit, weights, gain=900.0, delay_s=DELAY_S)
@@ -135,9 +136,9 @@ def test_the_sparse_matrix_hears_what_the_plain_plan_hears(batched):
     past = type(past)(
         *(torch.rand(x.shape, generator=generator(i), dtype=x.dtype) for i, x in enumerate(vars(past).values()))
     )
-    block, strip = 3, strip_of(past)
+    block, strip = 3, Strip(strip_of(past))
     reads = reads_of(network, DT_S)
-    heard = reads.arrivals(reads.matrix(torch.arange(2 * block + 1), strip), strip)  # [read, region, row]
+    heard = reads.arrivals(reads.sums(torch.arange(2 * block + 1), strip), strip)  # [read, region, row]
     truth = delayed_reads(network, DT_S, block).drive(network, past)[..., 0] / network.gain  # [step, 3, row, region]
     torch.testing.assert_close(heard[:-1:2].mT, truth[:, 0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(heard[1::2].mT, truth[:, 1], rtol=1e-12, atol=1e-12)
@@ -145,29 +146,35 @@ def test_the_sparse_matrix_hears_what_the_plain_plan_hears(batched):
 
 
 def test_a_strip_becomes_a_past_and_a_strip_again():
-    strip = torch.rand(5, 3, 4, 6, generator=generator(1), dtype=torch.float64)
+    strip = torch.rand(4, 5, 3, 6, generator=generator(1), dtype=torch.float64)
     past = past_of_strip(strip, (3,), 2)
     assert strip_of(past) is strip  # a view of a strip is not copied
     apart = type(past)(past.emission.clone(), past.slope_end, past.slope_start)  # the slopes in each other's places
     again = strip_of(apart)
-    torch.testing.assert_close(again[:, 0], strip[:, 0])
-    torch.testing.assert_close(again[1:, 1], strip[1:, 2])
+    torch.testing.assert_close(again[:, :, 0], strip[:, :, 0])
+    torch.testing.assert_close(again[:, 1:, 1], strip[:, 1:, 2])
 
 
-def test_a_strip_keeps_its_last_rows_in_order():
-    strip, seen = Strip(torch.arange(4.0).reshape(4, 1, 1, 1), 3), list(range(4))
-    for first in range(4, 40, 3):
-        strip.append([[torch.full((1, 1), float(first + i)) for i in range(3)]], 3)
-        seen += range(first, first + 3)
+def test_a_strip_keeps_its_last_steps_in_order():
+    strip, seen = Strip(torch.arange(4.0).reshape(1, 4, 1, 1)), list(range(4))
+    for step in range(4, 15):
+        strip.append(torch.full((1, 1, 1), float(step)))
+        seen.append(step)
         assert strip.rows.flatten().tolist() == seen[-4:]
 
 
-def test_a_strip_of_two_halves_keeps_their_lanes_side_by_side():
-    strip = Strip(torch.zeros(2, 3, 2, 4), 3)
-    halves = [[torch.full((2, 2), sign * float(part)) for part in range(1, 10)] for sign in (1, -1)]
-    strip.append(halves, 3)
-    expected = torch.arange(4.0, 10.0).reshape(2, 3, 1, 1) * torch.tensor([1.0, 1.0, -1.0, -1.0])
-    assert torch.equal(strip.rows, expected.expand(2, 3, 2, 4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # by bags, and by a sparse matrix
+def test_sums_follow_the_strip_round_its_ring(dtype):
+    strip = Strip(torch.rand(3, 5, 2, 4, generator=generator(1), dtype=dtype))
+    region, step, part = torch.tensor([2, 0, 1, 2]), torch.tensor([4, 0, 3, 1]), torch.tensor([1, 0, 0, 1])
+    number, value = torch.tensor([1, 0, 1, 3]), torch.tensor([0.5, 2.0, -1.0, 3.0])
+    sums = Sums(strip, 4, number, (region, step, part), value)
+    for forward in range(12):
+        chosen = strip.rows[region, step, part] * value[:, None].to(dtype)
+        expected = torch.zeros(4, 4, dtype=dtype).index_add(0, number, chosen)
+        torch.testing.assert_close(sums.of(strip), expected)
+        for late in range(forward % 3):  # none, one and two steps between reads
+            strip.append(torch.full((3, 2, 4), float(forward + late), dtype=dtype))
 
 
 CASES = [
