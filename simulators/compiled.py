@@ -34,6 +34,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from stimopt.tensors import carries_gradient
+
 from .compiled_delays import past_of_strip, reads_of, strip_of
 from .compiled_gradient import played_with_tape
 from .compiled_reading import Reader, itself
@@ -130,13 +132,10 @@ def _beyond(dynamics: Dynamics, inputs: list[Tensor | None]) -> bool:
     """Whether a gradient is wanted that only `simulate` has."""
     if not isinstance(dynamics, Network) or dynamics.delay_s is None or dynamics.late is None:
         return False
-    if _moves(dynamics.weights) or _moves(dynamics.delay_s):
+    if carries_gradient(dynamics.weights) or carries_gradient(dynamics.delay_s):
         return True
-    return dynamics.weights.ndim > 2 and any(_moves(x) for x in [*inputs, *leaves(dynamics).values()] if x is not None)
-
-
-def _moves(tensor: Tensor) -> bool:
-    return (tensor.requires_grad and torch.is_grad_enabled()) or forward_mode.unpack_dual(tensor).tangent is not None
+    given = [x for x in [*inputs, *leaves(dynamics).values()] if x is not None]
+    return dynamics.weights.ndim > 2 and any(carries_gradient(x) for x in given)
 
 
 def _given(

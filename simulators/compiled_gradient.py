@@ -132,13 +132,13 @@ class _Back:
         """All cotangents that are wanted."""
         course, pull = self.course, columns_of(end)
         ears = _Echo(course, strip, self.per_step) if course.reads else None
-        names = [*course.names(pushes(self.given, 0, 1)[0]), *(f"pull.{i}" for i in range(course.states + bool(ears)))]
+        names = [*course.names([self.given]), *(f"pull.{i}" for i in range(course.states + bool(ears)))]
         seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given}, names)
         echoes = Echoes(course, reading, read, first, every, self.states)
         each = len(self.heard) // course.steps
         for begin in reversed(range(0, course.steps, course.ahead)):
             count = min(course.ahead, course.steps - begin)
-            _, pushed = pushes(self.given, begin, count)
+            pushed = pushes(self.given, begin, count)
             edges: Sequence[Tensor] = ears.block(count, full=count == course.ahead).unbind(0) if ears else ()
             for k in reversed(range(count)):
                 number = begin + k

@@ -70,9 +70,10 @@ class Course:
             raise ConfigError("nothing is late in this network; a walk through it has nothing to hear.")
         return self.reads
 
-    def names(self, pushed: Sequence[str], halves: int = 1) -> list[str]:
+    def names(self, halves: Sequence[Given]) -> list[str]:
         """Slots of what changes from step to step: columns of each half, what each hears at each stage, and pushes."""
-        prefixes = _PREFIXES[:halves]
+        prefixes = _PREFIXES[: len(halves)]
+        pushed = [name for prefix, half in zip(prefixes, halves, strict=True) for name in _pushed(half, prefix)]
         columns = [name for prefix in prefixes for name in _names(f"{prefix}state.", self.states)]
         if self.reads is None:
             return [*columns, *pushed]
@@ -90,13 +91,13 @@ class Course:
     def unit(self, given: Given, turns: Given | None, pulled: Sequence[str] = ()) -> Unit:
         """The compiled step for inputs like these."""
         halves = [given] if turns is None else [given, turns]
-        columns = [column for half in halves for column in columns_of(half["start"])]
+        regions = given["start"].shape[-2]
+        columns = [given["start"].new_empty(regions, *self.batch_shape)] * (self.states * len(halves))
         late = []
         if self.reads is not None:
             now = [half["strip"][None, :, 0, 0].contiguous() for half in halves]
             late = [one for arriving in now for one in _STAGES * self.lanes(arriving)[0]]
-        pushed, (push,) = _pushes_of(halves, 0, 1)
-        names = self.names(pushed, len(halves))
+        names, (push,) = self.names(halves), _pushes_of(halves, 0, 1)
         moving = dict(zip(names, [*columns, *late, *push], strict=True))
         return compiled(self.step, {**_fixed(halves), **moving}, pulled)
 
@@ -109,25 +110,28 @@ def _fixed(halves: Sequence[Given]) -> dict[str, Tensor]:
     }
 
 
-def _pushes_of(halves: Sequence[Given], begin: int, count: int) -> tuple[list[str], list[list[Tensor]]]:
-    parts = [pushes(half, begin, count, prefix) for prefix, half in zip(_PREFIXES, halves, strict=False)]
-    names = [name for part in parts for name in part[0]]
-    return names, [[x for step in steps for x in step] for steps in zip(*(part[1] for part in parts), strict=True)]
+def _pushed(given: Given, prefix: str) -> list[str]:
+    """Slots of noise and drive from outside."""
+    waves = _names(f"{prefix}wave.", given["waves"].shape[-1]) if "waves" in given else ()
+    stages = range(_STAGES) if "drive" in given else ()
+    return [*waves, *(name for s in stages for name in _names(f"{prefix}drive.{s}.", given["drive"].shape[-1]))]
 
 
-def pushes(given: Given, begin: int, count: int, prefix: str = "") -> tuple[list[str], list[list[Tensor]]]:
-    """Noise and drive from outside of each step of a block: their slots, and for each step what is in them."""
-    names: list[str] = []
+def _pushes_of(halves: Sequence[Given], begin: int, count: int) -> list[list[Tensor]]:
+    parts = [pushes(half, begin, count) for half in halves]
+    return parts[0] if len(parts) == 1 else [[*one, *other] for one, other in zip(*parts, strict=True)]
+
+
+def pushes(given: Given, begin: int, count: int) -> list[list[Tensor]]:
+    """What is in the slots of noise and drive at each step of a block."""
     steps: list[list[Tensor]] = [[] for _ in range(count)]
     if "waves" in given:
         waves = given["waves"][begin : begin + count].movedim((-1, -2), (1, 2)).contiguous()
-        names += _names(f"{prefix}wave.", waves.shape[1])
         _deal(waves.flatten(0, 1), steps)
     if "drive" in given:
         drive = given["drive"][begin : begin + count].movedim((-1, -2), (2, 3)).contiguous()
-        names += [name for stage in range(_STAGES) for name in _names(f"{prefix}drive.{stage}.", drive.shape[2])]
         _deal(drive.flatten(0, 2), steps)
-    return names, steps
+    return steps
 
 
 def _deal(parts: Tensor, steps: list[list[Tensor]]) -> None:
@@ -161,11 +165,11 @@ def walk(
     """
     halves = [given] if turns is None else [given, turns]
     columns = [column for half in halves for column in columns_of(half["start"])]
-    seats = Seats(unit, _fixed(halves), course.names(_pushes_of(halves, 0, 1)[0], len(halves)))
+    seats = Seats(unit, _fixed(halves), course.names(halves))
     ears = _ears(course, [Strip(half["strip"]) for half in halves], unit) if course.reads else []
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
-        _, pushed = _pushes_of(halves, begin, count)
+        pushed = _pushes_of(halves, begin, count)
         heard = [ear.block() for ear in ears]
         for k, push in enumerate(pushed):
             late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]

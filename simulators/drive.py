@@ -143,12 +143,14 @@ class PointSourceDrive:
         """
         if stimulus.sensory is not None and bool((stimulus.sensory.intensity != 0).any()):
             raise StimulusError("this circuit has contacts but no senses; give a stimulus without a sensory part.")
-        firing, field = self._phase_firing(stimulus), self._phase_field_mv(stimulus)
+        firing, weighed = self._phase_firing(stimulus), self._weights(entries)
+        fields = any(lowered or raised for _, _, lowered, raised in weighed)
+        field = self._phase_field_mv(stimulus) if fields else ()
         filled = self.shares(stimulus, dt_s, steps).unbind(-1)  # [step, 3, *batch], for each phase or for both alike
         phases = [(*firing, *field), (*reversed(firing), *reversed(field))]  # what the first lowers, the second raises
         nothing = filled[0].new_zeros(()).expand(steps, 3, firing[0].shape[-1], *stimulus.batch_shape)
         columns = []
-        for weights in self._weights(entries):
+        for weights in weighed:
             if not any(weights):
                 columns.append(nothing)
                 continue
@@ -212,7 +214,7 @@ class PointSourceDrive:
 
 def _weighed(weights: Sequence[float], lanes: Sequence[Tensor]) -> Tensor:
     """The weighted sum, without what counts nothing; one weight at least counts something."""
-    parts = [weight * lane for weight, lane in zip(weights, lanes, strict=True) if weight]
+    parts = [weight * lane for weight, lane in zip(weights, lanes, strict=False) if weight]
     return sum(parts[1:], parts[0])
 
 

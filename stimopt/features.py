@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import BandError, ShapeError
 from .response import Response
+from .tensors import mean_over_last
 
 _FLOOR = 1e-12  # uV^2/Hz; far below any amplifier, keeps logarithms finite on silence
 
@@ -93,7 +94,7 @@ def line_length(response: Response) -> Float[Tensor, "*batch channel"]:
     """
     if response.signal_uv.shape[-1] < 2:
         raise ShapeError(f"line length needs at least 2 samples, got {response.signal_uv.shape[-1]}.")
-    return response.signal_uv.diff(dim=-1).abs().mean(-1) * response.rate_hz
+    return mean_over_last(response.signal_uv.diff(dim=-1).abs()) * response.rate_hz
 
 
 def analytic(response: Response, band_hz: tuple[float, float]) -> Tensor:

@@ -29,10 +29,10 @@ from .errors import EnvelopeError, ShapeError
 from .montage import ContactKind
 from .safety_limits import LIMITS, ROUNDING, Limit, Verdict, Word, shown
 from .safety_projection import lowered
-from .safety_readings import Account, Past, reading, record_of
+from .safety_readings import Account, Asked, Past, reading, record_of
 from .safety_refusal import refusal
 from .stimulus import Stimulus
-from .tensors import map_tensors, where_rows
+from .tensors import carries_gradient, map_tensors, where_rows
 
 __all__ = ["Envelope", "Limit", "Margins", "Past", "Verdict"]
 
@@ -157,7 +157,8 @@ class Envelope:
             return stimulus
         record = record_of(past, time_s, stimulus)
         bounds = {limit.name: limit for limit in self.limits if limit.evaluated}
-        banned = self._banned(stimulus, "forbidden_contacts") | self._banned(stimulus, "contact_kinds")
+        rules = zip(*(self._banned(stimulus, rule) for rule in _CONTACT_RULES), strict=True)
+        banned = torch.tensor([any(rule) for rule in rules], dtype=torch.bool, device=stimulus.pulses.device)
         moved = _chosen(inside, stimulus, lowered(stimulus, bounds, banned, record))
         silent = replace(stimulus, amplitude_ma=stimulus.amplitude_ma * 0.0)
         return _chosen(self.allowed(moved, past, time_s), moved, silent)
@@ -226,47 +227,54 @@ class Envelope:
             limits[name] = Limit(name, float(value), LIMITS[name][0], why + was, old.caution if old else None)
         return replace(self, limits=tuple(limits.values()))
 
-    def _banned(self, stimulus: Stimulus, rule: str) -> Bool[Tensor, " contact"]:
+    def _banned(self, stimulus: Stimulus, rule: str) -> list[bool]:
         contacts = stimulus.montage.contacts
-        banned = [contact.kind not in self.kinds for contact in contacts]
         if rule == "forbidden_contacts":
             places = {stimulus.montage.contact_index(name) for name in self.forbidden}
-            banned = [i in places for i in range(len(contacts))]
-        return torch.tensor(banned, dtype=torch.bool, device=stimulus.pulses.device)
+            return [i in places for i in range(len(contacts))]
+        return [contact.kind not in self.kinds for contact in contacts]
 
     def _outlawed_ma(self, stimulus: Stimulus, rule: str) -> Tensor:
-        return (stimulus.amplitude_ma.abs() * self._banned(stimulus, rule)).sum(-1)
+        banned = self._banned(stimulus, rule)
+        if not any(banned):
+            return torch.zeros_like(stimulus.pulses)
+        return (stimulus.amplitude_ma.abs() * stimulus.amplitude_ma.new_tensor(banned)).sum(-1)
 
     def _margins(self, stimulus: Stimulus, record: Account) -> Float[Tensor, "*batch limit"]:
         """In double precision, so that a policy in single precision and the door judge alike."""
         exact = stimulus.to(stimulus.amplitude_ma.double())
         columns = [_switched(self._outlawed_ma(exact, name)) for name in _CONTACT_RULES]
         evaluated = [True] * len(columns) + [limit.evaluated for limit in self.limits]
-        columns += [self._margin(limit, exact, record) for limit in self.limits]
+        asked = self._asked(exact, record)
+        columns += [self._margin(limit, asked) for limit in self.limits]
         values = torch.stack(columns)  # [limit, *batch]: row after row, which for many stimuli is a good deal faster
         known = torch.tensor(evaluated, device=values.device).reshape(-1, *(1,) * exact.pulses.ndim)
-        values = torch.where(exact.silent & known, 1.0, values)
-        return torch.where(values.abs() < ROUNDING, values - values.detach(), values).movedim(0, -1)
+        values = values.masked_fill(exact.silent & known, 1.0)
+        edge = values.abs() < ROUNDING
+        if carries_gradient(values):
+            return torch.where(edge, values - values.detach(), values).movedim(0, -1)
+        return values.masked_fill(edge, 0.0).movedim(0, -1)
 
-    def _margin(self, limit: Limit, stimulus: Stimulus, record: Account) -> Tensor:
+    def _margin(self, limit: Limit, asked: Asked) -> Tensor:
+        pulses = asked.stimulus.pulses
         if not limit.evaluated:
-            return torch.full_like(stimulus.pulses, torch.nan)
-        asked = self._reading(limit, stimulus, record)
-        by_contact = asked.ndim > stimulus.pulses.ndim
-        if by_contact and not asked.shape[-1]:
-            return torch.ones_like(stimulus.pulses)
+            return torch.full_like(pulses, torch.nan)
+        value = reading(limit, asked)
+        by_contact = value.ndim > pulses.ndim
+        if by_contact and not value.shape[-1]:
+            return torch.ones_like(pulses)
         if limit.name in _MAY_BE_UNKNOWN:  # a known contact may fail beside an unknown one
-            known = limit.margin(asked.nan_to_num(nan=0.0).amax(-1))
-            return torch.where(asked.isnan().any(-1) & (known >= 0), torch.nan, known)
-        worst = asked.amax(-1) if by_contact else asked
+            known = limit.margin(value.nan_to_num(nan=0.0).amax(-1))
+            return torch.where(value.isnan().any(-1) & (known >= 0), torch.nan, known)
+        worst = value.amax(-1) if by_contact else value
         return limit.margin(worst).nan_to_num(nan=-1.0, neginf=-torch.inf)
 
-    def _reading(self, limit: Limit, stimulus: Stimulus, record: Account) -> Tensor:
+    def _asked(self, stimulus: Stimulus, record: Account) -> Asked:
         window = self._limit("window_s")
-        return reading(limit, stimulus, record, window.value if window and window.evaluated else None)
+        return Asked(stimulus, record, window.value if window and window.evaluated else None)
 
     def _verdict(self, limit: Limit, stimulus: Stimulus, record: Account, margin: float) -> Verdict:
-        asked, contact = self._reading(limit, stimulus, record), ""
+        asked, contact = reading(limit, self._asked(stimulus, record)), ""
         if asked.ndim and asked.shape[-1]:
             place = int(asked.nan_to_num(nan=-1.0 if margin < 0 else torch.inf).argmax())
             contact = stimulus.montage.contacts[place].name if bool(asked[place] != 0) else ""
@@ -283,7 +291,7 @@ class Envelope:
         return Verdict(limit.name, label, value, limit.value, limit.unit, margin, word, contact, source)
 
     def _rule_verdict(self, stimulus: Stimulus, rule: str, margin: float) -> Verdict:
-        currents = stimulus.amplitude_ma.abs() * self._banned(stimulus, rule)
+        currents = stimulus.amplitude_ma.abs() * stimulus.amplitude_ma.new_tensor(self._banned(stimulus, rule))
         contact = stimulus.montage.contacts[int(currents.argmax())].name if margin < 0 else ""
         label = (
             "current at forbidden contacts" if rule == "forbidden_contacts" else "current at contacts of another kind"

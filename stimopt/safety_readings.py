@@ -139,20 +139,35 @@ def record_of(past: "Past | Account | None", time_s: float | None, like: Stimulu
     return Record(latest_s if time_s is None else time_s, start_s, torch.cat(trains), torch.cat(doses), last_ma)
 
 
-def reading(limit: Limit, stimulus: Stimulus, record: Account, window_s: float | None) -> Tensor:
-    """What a double-precision stimulus asks of a limit: `[*batch]`, or `[*batch, contact]` for limits on contacts.
+class Asked:
+    """A stimulus that is judged, with what several limits read of it.
+
+    Args:
+        stimulus: In double precision.
+        record: The past.
+        window_s: Length of the window, where a limit says so.
+    """
+
+    def __init__(self, stimulus: Stimulus, record: Account, window_s: float | None) -> None:
+        self.stimulus, self.record, self.window_s = stimulus, record, window_s
+        self.current_ma = stimulus.amplitude_ma.abs()
+        self.charge_uc = stimulus.phase_charge_uc.abs()
+
+
+def reading(limit: Limit, asked: Asked) -> Tensor:
+    """What a stimulus asks of a limit: `[*batch]`, or `[*batch, contact]` for limits on contacts.
 
     A contact without current asks nothing; one of unknown area asks NaN of a limit that needs the area.
     """
-    name, current = limit.name, stimulus.amplitude_ma.abs()
+    name, stimulus = limit.name, asked.stimulus
     if name in ("contact_current_ma", "total_current_ma", "ramp_ma"):
-        return _current_reading(name, stimulus, record)
+        return _current_reading(name, asked)
     if name in ("phase_charge_uc", "charge_density_uc_cm2", "shannon_k", *DOSE_WINDOW_S):
-        return _charge_reading(name, stimulus, record)
+        return _charge_reading(name, asked)
     if name in ("interval_s", "train_share"):
-        return _timing_reading(name, stimulus, record)
+        return _timing_reading(name, stimulus, asked.record)
     if name == "net_charge_uc":
-        return net_charge_uc(stimulus, window_s).abs()
+        return net_charge_uc(stimulus, asked.window_s).abs()
     train = stimulus.pulses > 1
     width, frequency = stimulus.pulse_width_us, stimulus.frequency_hz
     readings = {
@@ -165,26 +180,26 @@ def reading(limit: Limit, stimulus: Stimulus, record: Account, window_s: float |
         "window_s": lambda: stimulus.onset_s + train_s(stimulus),
         "duty_cycle": lambda: torch.where(train, 2e-6 * width * frequency, 0.0),
     }
-    return readings[name]().expand(current.shape[:-1])
+    return readings[name]().expand(stimulus.batch_shape)
 
 
-def _current_reading(name: str, stimulus: Stimulus, record: Account) -> Tensor:
-    signed = stimulus.amplitude_ma
+def _current_reading(name: str, asked: Asked) -> Tensor:
+    signed = asked.stimulus.amplitude_ma
     if name == "contact_current_ma":
-        return signed.abs()
+        return asked.current_ma
     if name == "total_current_ma":  # the case carries what the contacts leave, so the larger polarity counts it
         return torch.maximum(signed.clamp_min(0.0).sum(-1), (-signed).clamp_min(0.0).sum(-1))
-    kept = (record.last_ma * signed.sign()).clamp_min(0.0)  # the last current, where it had this polarity
-    return (signed.abs() - kept).clamp_min(0.0)
+    kept = (asked.record.last_ma * signed.sign()).clamp_min(0.0)  # the last current, where it had this polarity
+    return (asked.current_ma - kept).clamp_min(0.0)
 
 
-def _charge_reading(name: str, stimulus: Stimulus, record: Account) -> Tensor:
-    charge = stimulus.phase_charge_uc.abs()
+def _charge_reading(name: str, asked: Asked) -> Tensor:
+    charge, stimulus = asked.charge_uc, asked.stimulus
     if name == "phase_charge_uc":
         return charge
     driven = charge > 0
     if name in DOSE_WINDOW_S:
-        dose = record.dose_within(DOSE_WINDOW_S[name]) + charge * stimulus.pulses.unsqueeze(-1)
+        dose = asked.record.dose_within(DOSE_WINDOW_S[name]) + charge * stimulus.pulses.unsqueeze(-1)
         return torch.where(driven, dose, 0.0)
     area = stimulus.montage.area_cm2.to(charge)
     share = charge / (area if name == "charge_density_uc_cm2" else area.sqrt())

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from .errors import ShapeError
 
@@ -156,6 +157,22 @@ def batch_innermost(tensor: Tensor, leading: int = 0) -> Tensor:
     and loops over many rows take a fraction of the time, and what is computed from it keeps the order.
     """
     return tensor.movedim(-1, leading).contiguous().movedim(leading, -1)
+
+
+def mean_over_last(tensor: Tensor) -> Tensor:
+    """The mean over the last axis, `[*batch, last]` to `[*batch]`; where that axis is outermost in memory, as in what
+    loops over time have read, in the order of memory, which then takes a fraction of the time.
+    """
+    others = sorted(range(tensor.ndim - 1), key=tensor.stride, reverse=True)
+    if not others or tensor.stride(-1) <= tensor.stride(others[0]):
+        return tensor.mean(-1)
+    mean = tensor.permute(tensor.ndim - 1, *others).mean(0)
+    return mean.permute(tuple(sorted(range(len(others)), key=others.__getitem__)))
+
+
+def carries_gradient(tensor: Tensor) -> bool:
+    """Whether what is computed from it is differentiated, backwards or forwards."""
+    return (tensor.requires_grad and torch.is_grad_enabled()) or unpack_dual(tensor).tangent is not None
 
 
 def concatenate(nouns: Sequence[Noun]) -> Noun:

@@ -1,9 +1,9 @@
-"""Noise that is a row's own: normal, white, the same in any batch, whichever way it is drawn."""
+"""Noise that is a row's own: normal, white, the same in any batch, whichever way it is drawn; means of any layout."""
 
 import pytest
 import torch
 
-from stimopt.tensors import generator, row_keys, row_noise
+from stimopt.tensors import generator, mean_over_last, row_keys, row_noise
 
 LIKE = torch.zeros((), dtype=torch.float64)
 
@@ -40,3 +40,11 @@ def test_single_precision_sees_the_same_path():
     keys = row_keys((3,), generator(4))
     single = row_noise(keys, (50,), 1, torch.zeros((), dtype=torch.float32))
     torch.testing.assert_close(single.double(), row_noise(keys, (50,), 1, LIKE), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (2, 1, 0), (1, 0, 2)])
+def test_the_mean_over_the_last_axis_is_that_in_any_order_of_memory(order):
+    tensor = torch.rand(4, 5, 6, generator=generator(1), dtype=torch.float64)
+    laid = tensor.permute(order).contiguous().permute(torch.tensor(order).argsort().tolist())
+    torch.testing.assert_close(mean_over_last(laid), tensor.mean(-1))
+    torch.testing.assert_close(mean_over_last(laid[0, 0]), tensor[0, 0].mean(-1))
