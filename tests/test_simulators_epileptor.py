@@ -176,31 +176,29 @@ def test_a_kick_starts_a_seizure_where_none_would_come():
 
 @pytest.mark.slow
 def test_more_is_not_better_when_pulses_answer_seizures():
-    """10 units of inhibition in the 10 units after any in which x1 passed -0.5, x0 = -2, over 1600 units.
+    """10 units of inhibition as soon as x1 passes -0.5, and again when they are over, x0 = -2, over 1600 units.
 
-    Shares of time in seizure at amplitudes 0, 0.5, 1 and 3: 0.43, 0.22, 0.16, 0.32. Large pulses are followed by a
-    rebound that brings the next one. How far that goes depends on the detector: were the 40 units before a discharge
-    counted too, 3 would be worse than none; with this one it is not. Only the turn is asserted. Published relatives:
-    Koksal Ersoz et al., PLoS Computational Biology 16 (2020) e1008430.
+    A pulse of 3 is followed by a rebound that brings the next one, so it is worse than one of 1. By Euler's scheme over
+    15000 units shares of time in seizure are 0.30, 0.13 and 0.91 for 0, 1 and 3; an independent run, whose detector is
+    not known in every detail, has 0.285, 0.186 and 1.0. That 3 is worse than none too takes some periods to show; see
+    examples/published_nuclei.py.
+    Published relatives: Koksal Ersoz et al., PLoS Computational Biology 16 (2020) e1008430.
     """
-    amplitudes = tensor([0.0, 0.5, 1.0, 3.0])
+    amplitudes = tensor([0.0, 1.0, 3.0])
     circuit = in_units([-2.0])
-    state = circuit.rest.expand(4, 1, 6) * tensor([1.0, 1.0, 2.95 / 3.1, 1.0, 1.0, 1.0])
-    pulse, windows = torch.zeros(4, dtype=torch.float64), []
+    state = circuit.rest.expand(3, 1, 6) * tensor([1.0, 1.0, 2.95 / 3.1, 1.0, 1.0, 1.0])
+    left, peaks = torch.zeros(3, dtype=torch.float64), []
     with torch.no_grad():
-        for _ in range(160):
-            drive = torch.zeros(1, 1, 4, 1, 3, dtype=torch.float64)
-            drive[..., 0] = -(amplitudes * pulse).unsqueeze(-1)
-            played = simulate(
-                circuit, state, dt_s=0.1, drive=drive.expand(100, 3, 4, 1, 3), reading=lambda s: s[..., 0], every=10
-            )
-            state, x1 = played.end, played.readings[:, 0]
-            pulse = (x1.amax(-1) > -0.5).double()
-            windows.append(x1)
-    none, small, middle, large = seizing(torch.cat(windows, -1)).mean(-1).tolist()
-    shares = (none, small, middle, large)
-    assert middle < small < none, shares
-    assert large > middle + 0.1, shares
+        for _ in range(1600):
+            drive = torch.zeros(1, 1, 3, 1, 3, dtype=torch.float64)
+            drive[..., 0] = -(amplitudes * (left > 0)).unsqueeze(-1)
+            played = simulate(circuit, state, dt_s=0.1, drive=drive.expand(10, 3, 3, 1, 3), reading=lambda s: s[..., 0])
+            highest = played.readings[:, 0].amax(-1)
+            state, left = played.end, torch.where((left <= 1) & (highest > -0.5), 10.0, left - 1)
+            peaks.append(highest)
+    none, middle, large = seizing(torch.stack(peaks, -1)).mean(-1).tolist()
+    assert middle < none - 0.1, (none, middle)
+    assert large > middle + 0.1, (middle, large)
 
 
 def test_a_seizing_neighbour_recruits_through_the_permittivity():
