@@ -1,8 +1,9 @@
 """`simulate` for many rows, compiled: the same equations, the same arguments, the same results.
 
-One step of the circuit is one compiled unit (see `compiled_step`), delays are one sparse matrix
-per block of steps (see `compiled_delays`), and the loop over steps stays here, in Python. Memory
-is laid out with the batch innermost, so a step is a few vectorised loops, on CPU and GPU alike.
+One step of the circuit is one compiled unit (see `compiled_step`), delays are weighted sums over
+a ring of the past, one call per block of steps (see `compiled_delays`), and the loop over steps
+stays in Python (`compiled_walk`). Everything lies in memory as [region, *batch] from one step to
+the next, so a step is a few vectorised loops (see `regions_first`), on CPU and GPU alike.
 
     forward mode    tangents travel as a second half of the unit: no memory, about half a pass more
     reverse mode    states are kept, and each step is differentiated by a unit of its own on the way back
@@ -18,7 +19,8 @@ machine, CPU time per region and step of Heun, noise given (least of several rep
     the step through torch.compile's Inductor as it stands    87 ns
     Numba 0.68, the equations written again, fastmath         68
     C, the equations written again, gcc -O3 -ffast-math       25
-    Inductor after `columns`, this                            18 in the unit alone, 19 to 25 with the loop
+    Inductor after `columns`                                  18 in the unit alone, 19 to 25 with the loop
+    and after `regions_first`, this                           16
 
 Not run on a GPU yet.
 """
@@ -36,13 +38,13 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from stimopt.tensors import carries_gradient
 
-from .compiled_delays import past_of_strip, reads_of, strip_of
+from .compiled_delays import past_of_strip, reads_of, still_strip, strip_of
 from .compiled_gradient import played_with_tape
 from .compiled_reading import Reader, itself
 from .compiled_step import Step, leaves
 from .compiled_unit import Unit
 from .compiled_walk import Course, state_of, walk
-from .delays import Past, steps_ahead, steps_back, still_past
+from .delays import Past, steps_ahead, steps_back
 from .dynamics import Dynamics
 from .integrate import Scheme, euler, rk4
 from .network import Network
@@ -86,8 +88,9 @@ def compiled_simulate(
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
         unit = _compiles(course, values, turns)
         if unit and turns is None:
-            return _play(course, values, unit, reading or itself, every, checkpoint)
-        both = _played_with_turns(course, values, turns, unit, reading or itself, every) if unit and turns else None
+            return _play(course, values, unit, Reader(course, reading or itself, every), checkpoint, past is None)
+        reader = Reader(course, reading or itself, every, 2)
+        both = _played_with_turns(course, values, turns, unit, reader, past is None) if unit and turns else None
     return _dual(*both) if both else simulate(dynamics, start, **arguments)
 
 
@@ -106,16 +109,14 @@ def _compiles(course: Course, values: Mapping[str, Tensor], turns: Mapping[str, 
 
 
 def _play(
-    course: Course,
-    values: dict[str, Tensor],
-    unit: Unit,
-    reading: Reading,
-    every: int,
-    checkpoint: bool,
+    course: Course, values: dict[str, Tensor], unit: Unit, reader: Reader, checkpoint: bool, still: bool
 ) -> Trajectory:
     if torch.is_grad_enabled() and any(value.requires_grad for value in values.values()):
-        return played_with_tape(course, values, reading, every, checkpoint)
-    return _played(course, values, unit, reading, every)
+        return played_with_tape(course, values, reader.reading, reader.every, checkpoint)
+    with torch.no_grad():
+        columns, strips = walk(course, values, None, unit, reader.watch, still)
+        past = past_of_strip(strips[0], course.batch_shape, course.outputs) if strips else None
+        return Trajectory(reader.read()[0], state_of(columns), past)
 
 
 def lane_waves(
@@ -149,7 +150,7 @@ def _given(
         if bool((instant != 0).any()):
             given["instant"] = instant
         if steps_back(dynamics, dt_s):
-            given["strip"] = strip_of(still_past(dynamics, start, dt_s) if past is None else past)
+            given["strip"] = still_strip(dynamics, start, dt_s) if past is None else strip_of(past)
     return given
 
 
@@ -181,21 +182,17 @@ def _bare(tensor: Tensor) -> Tensor:
     return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
 
 
-def _played(course: Course, values: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int) -> Trajectory:
-    reader = Reader(course, reading, every)
-    with torch.no_grad():
-        columns, strips = walk(course, values, None, unit, reader.watch)
-        past = past_of_strip(strips[0], course.batch_shape, course.outputs) if strips else None
-        return Trajectory(reader.read()[0], state_of(columns), past)
-
-
 def _played_with_turns(
-    course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor], unit: Unit, reading: Reading, every: int
+    course: Course,
+    values: Mapping[str, Tensor],
+    turns: Mapping[str, Tensor],
+    unit: Unit,
+    reader: Reader,
+    still: bool,
 ) -> tuple[Trajectory, Trajectory]:
     """The trajectory, and its tangent."""
-    reader = Reader(course, reading, every, 2)
     with torch.no_grad():
-        columns, strips = walk(course, values, turns, unit, reader.watch)
+        columns, strips = walk(course, values, turns, unit, reader.watch, still)
         ends = state_of(columns[: course.states]), state_of(columns[course.states :])
         pasts: list[Past | None] = [None, None]
         if strips:

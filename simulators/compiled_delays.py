@@ -120,6 +120,14 @@ def reads_of(network: Network, dt_s: float) -> Reads:
     )
 
 
+def still_strip(network: Network, start: Tensor, dt_s: float) -> Tensor:
+    """The strip of `still_past`, in a memory of its own."""
+    emission = network.emission(start).movedim((-2, -1), (0, 1)).flatten(1)  # [region, lane]
+    value = emission.unsqueeze(1).expand(-1, steps_back(network, dt_s) + 1, -1)
+    nothing = torch.zeros_like(emission).unsqueeze(1).expand_as(value)
+    return torch.stack([value, nothing, nothing], 2)
+
+
 def strip_of(past: Past) -> Tensor:
     """A past as `[region, step, 3, lane]`; its first step ends where the past begins, and has no slopes."""
     whole = past.emission._base

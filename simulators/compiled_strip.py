@@ -22,11 +22,14 @@ class Strip:
 
     Args:
         rows: To begin with, `[region, step, part, lane]`; copied.
+        coming: Steps that will be appended; after so many the ring begins where its memory does.
+        still: Whether all steps are alike and nobody else needs them: then they are written over, not copied.
     """
 
-    def __init__(self, rows: Tensor) -> None:
-        self.ring = rows.clone(memory_format=torch.contiguous_format)
-        self.oldest = 0
+    def __init__(self, rows: Tensor, coming: int = 0, still: bool = False) -> None:
+        self.oldest = -coming % rows.shape[1]
+        first = rows.shape[1] - self.oldest
+        self.ring = rows.contiguous() if still else torch.cat([rows[:, first:], rows[:, :first]], 1)
 
     def append(self, row: Tensor) -> None:
         """One more step, `[region, part, lane]`, in the place of the oldest."""
@@ -35,7 +38,9 @@ class Strip:
 
     @property
     def rows(self) -> Tensor:
-        """All steps in their order, a copy."""
+        """All steps in their order; the ring's own memory where it begins there, or else a copy."""
+        if self.oldest == 0:
+            return self.ring
         return torch.cat([self.ring[:, self.oldest :], self.ring[:, : self.oldest]], 1)
 
 

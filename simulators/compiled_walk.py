@@ -152,7 +152,7 @@ def state_of(columns: Sequence[Tensor]) -> Tensor:
 
 
 def walk(
-    course: Course, given: Given, turns: Given | None, unit: Unit, watch: Watch
+    course: Course, given: Given, turns: Given | None, unit: Unit, watch: Watch, still: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
     """All steps. `watch` is called before each; gives the columns at the end, and the strip of each half there.
 
@@ -162,11 +162,12 @@ def walk(
         turns: Tangents of some; `start` and, with delays, `strip` must be among them.
         unit: Of `Course.unit` for these.
         watch: Sees every step; of what arrives, the values.
+        still: Whether the strips hold one state of rest throughout, and may be written over.
     """
     halves = [given] if turns is None else [given, turns]
     columns = [column for half in halves for column in columns_of(half["start"])]
     seats = Seats(unit, _fixed(halves), course.names(halves))
-    ears = _ears(course, [Strip(half["strip"]) for half in halves], unit) if course.reads else []
+    ears = _ears(course, [Strip(half["strip"], course.steps, still) for half in halves], unit) if course.reads else []
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
         pushed = _pushes_of(halves, begin, count)

@@ -155,8 +155,10 @@ def test_a_strip_becomes_a_past_and_a_strip_again():
     torch.testing.assert_close(again[:, 1:, 1], strip[:, 1:, 2])
 
 
-def test_a_strip_keeps_its_last_steps_in_order():
-    strip, seen = Strip(torch.arange(4.0).reshape(1, 4, 1, 1)), list(range(4))
+@pytest.mark.parametrize("coming", [0, 3, 11])
+def test_a_strip_keeps_its_last_steps_in_order(coming):
+    strip, seen = Strip(torch.arange(4.0).reshape(1, 4, 1, 1), coming), list(range(4))
+    assert strip.rows.flatten().tolist() == seen
     for step in range(4, 15):
         strip.append(torch.full((1, 1, 1), float(step)))
         seen.append(step)
