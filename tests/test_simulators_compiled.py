@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from stimopt.errors import ConfigError, ShapeError
 from stimopt.simulators import (
@@ -26,6 +27,7 @@ from stimopt.simulators.compiled_delays import past_of_strip, reads_of, strip_of
 from stimopt.simulators.compiled_strip import Strip, Sums
 from stimopt.simulators.delays import delayed_reads, still_past
 from stimopt.simulators.hopf import StuartLandau
+from stimopt.simulators.regions_first import regions_first
 from stimopt.tensors import generator
 
 needs_compiler = pytest.mark.skipif(
@@ -177,6 +179,22 @@ def test_sums_follow_the_strip_round_its_ring(dtype):
         torch.testing.assert_close(sums.of(strip), expected)
         for late in range(forward % 3):  # none, one and two steps between reads
             strip.append(torch.full((3, 2, 4), float(forward + late), dtype=dtype))
+
+
+def test_a_graph_with_regions_first_gives_the_same_numbers_in_the_order_of_memory():
+    def equations(lanes: Tensor, region: Tensor, row: Tensor, weights: Tensor) -> list[Tensor]:
+        upright = lanes.movedim(0, -1)  # [row, region]
+        sums = (upright * region + row.unsqueeze(-1)).sin()
+        coupled = sums @ weights.mT  # no elementwise operation: it is made upright, and read again turned
+        more = torch.where(sums > coupled, torch.zeros_like(sums), coupled.sum(-1, keepdim=True))
+        return [sums.movedim(-1, 0), (more - 2.0 * sums).movedim(-1, 0), coupled]
+
+    source = generator(1)
+    given = [torch.rand(*shape, generator=source, dtype=torch.float64) for shape in ((3, 5), (3,), (5,), (3, 3))]
+    turned = regions_first(make_fx(equations)(*given), given)
+    for ours, truth in zip(turned(*given), equations(*given), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-14, atol=1e-14)
+    assert turned(*given)[0].is_contiguous()
 
 
 CASES = [
