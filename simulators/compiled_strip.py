@@ -71,7 +71,7 @@ class Sums:
         self._size = (count, size)
         self._bags = self._value.device.type == "cpu" and self._value.dtype in _BAG_TYPES
         self._moved: dict[int, Tensor] = {}
-        self._most = max(1, _MOST_KEPT // len(index))
+        self._most = max(1, _MOST_KEPT // max(1, len(index)))
 
     def of(self, strip: Strip) -> Tensor:
         """All sums, `[sum, lane]`."""
