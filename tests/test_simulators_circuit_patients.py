@@ -148,6 +148,7 @@ def bounded_for(twin: Twin, stimuli: Stimulus, windows: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("make", STRETCH_S)
 def test_ten_minutes_of_the_most_extreme_allowed_stimuli_leave_every_signal_finite_and_bounded(make):
     """Ten minutes in all: as many rows as it takes, each STRETCH_S long, windows without a gap.
