@@ -164,6 +164,8 @@ def _training_data(records: Sequence[PatientRecord], corpora: Sequence[Path], re
     hashes = ", ".join(corpus_hash(folder)[:16] for folder in corpora) or "none"
     trials, kinds = sum(len(record.trials) for record in records), {record.simulated for record in records}
     mixed = "Trained on simulations and on recordings. " if len(kinds) == 2 else ""
+    if recipe.start_from is not None:
+        mixed += f"Begun from trained weights of sha256 {recipe.start_from[1]}, which have a card of their own. "
     return mixed + (
         f"{len(records)} patients with {trials} trials (patients of each family: {families}); sha256 of corpora begin "
         f"with {hashes}. Made by '{command}'."

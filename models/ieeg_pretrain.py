@@ -33,6 +33,7 @@ from stimopt.tensors import generator, map_tensors, stream_seed
 from .ieeg_batches import Batch, Draw, Patient, draw_batch
 from .ieeg_judging import PASTS, judged
 from .ieeg_losses import Weights, losses, total
+from .ieeg_start import go_on_from
 from .ieeg_transformer import IeegTransformer, TransformerSize
 
 Report = dict[str, Any]
@@ -56,6 +57,8 @@ class Recipe:
         joining: How many patients there are at first, and how many more come at each step, in their order; None for
             all of them from the start. So a run may begin while a corpus is still being made, and a later one with
             the whole corpus makes the same steps.
+        start_from: Folder of a checkpoint whose weights the run begins with, and their sha256; None for first weights
+            of its own.
         size: Of the network.
         draw: Of batches.
         weights: Of losses.
@@ -70,6 +73,7 @@ class Recipe:
     hubs_only: float = 0.2
     every: int = 50
     joining: tuple[int, float] | None = None
+    start_from: tuple[str, str] | None = None
     size: TransformerSize = field(default_factory=TransformerSize)
     draw: Draw = field(default_factory=Draw)
     weights: Weights = field(default_factory=Weights)
@@ -267,6 +271,8 @@ def _rank(fabric: Any) -> int:
 
 def _begun(recipe: Recipe, folder: Path, resume: bool, fabric: Any) -> _Run:
     network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
+    if recipe.start_from is not None and not (folder / _STATE).exists():
+        go_on_from(network, Path(recipe.start_from[0]), recipe.start_from[1])
     told: nn.Module = _Told(network)
     if fabric:
         told = fabric.setup_module(told)

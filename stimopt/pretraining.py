@@ -33,9 +33,13 @@ _FIRST = {"corpus": FIRST["training"], "validation": FIRST["validation"]}
 
 
 class PatientsSpec(Strict):
-    """Virtual patients: how many, of which families (shares, or names with equal shares), with how many trials."""
+    """Virtual patients: how many, of which families (shares, or names with equal shares), with how many trials.
+
+    `after` passes over the first so many patients, such as those that the weights one starts from have met.
+    """
 
     patients: int = Field(ge=1)
+    after: int = Field(default=0, ge=0, lt=FIRST["validation"] // 2)
     families: dict[str, float] | list[str] = Field(default_factory=lambda: dict(TRAINING_MIX), min_length=1)
     trials: int = Field(default=48, ge=4)
 
@@ -159,7 +163,7 @@ def _begin(plan: Pretraining, run: Path, out: Path, resume: bool) -> None:
         raise RunError(f"{out} exists; choose another --out.")
     for name, spec in (("corpus", plan.virtual), ("validation", plan.validation)):
         if spec is not None:
-            corpus_plan(run / name, first=_FIRST[name], seed=plan.seed, **spec.model_dump())
+            corpus_plan(run / name, seed=plan.seed, **_asked(spec, name))
     for folder in map(Path, plan.corpora):
         if not folder.is_dir():
             raise DataError(f"corpora: {folder} is no folder; give one that holds records.")
@@ -175,9 +179,12 @@ def _build(plan: Pretraining, patients: PatientsSpec, folder: Path, name: str, p
         if progress:
             progress(f"{name} patients", done, total, "")
 
-    build_corpus(
-        folder, first=_FIRST[name], seed=plan.seed, workers=plan.workers, progress=counted, **patients.model_dump()
-    )
+    build_corpus(folder, seed=plan.seed, workers=plan.workers, progress=counted, **_asked(patients, name))
+
+
+def _asked(spec: PatientsSpec, name: str) -> dict[str, Any]:
+    """What `build_corpus` is told of them."""
+    return {"first": _FIRST[name] + spec.after, **spec.model_dump(exclude={"after"})}
 
 
 def _read(spec: RecordingSpec) -> Trials:
