@@ -18,7 +18,7 @@ from .ieeg_batches import Draw, Patient, patient_of
 from .ieeg_corpus import PatientRecord, corpus_hash, read_in_pairs, read_record, records_in
 from .ieeg_foundation import KIND, FoundationModel
 from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
-from .ieeg_pretrain import Machine, Recipe, checked, pretrain, read_run, recipe_of
+from .ieeg_pretrain import Machine, Recipe, begun, checked, pretrain, read_run, recipe_of
 
 _LIMITS = (
     "Forecasts windows of up to 0.5 s from the onset, for montages with known places. Rates and lengths of context "
@@ -51,9 +51,11 @@ def train_ieeg_foundation(
     Raises:
         ConfigError: If the recipe or the machine is wrong.
         DataError: If a corpus is empty, or no patient has trials enough for a batch.
-        CheckpointError: If the run's folder holds another run.
+        CheckpointError: If the run's folder holds another run, or what it starts from is not there.
     """
     how, where = recipe_of(recipe), checked(Machine, machine)
+    if not resume:
+        begun(how)  # refuses a start that is not there before hours of simulation
     corpora, validation, recordings = gather()
     records = [read_record(path) for folder in corpora for path in records_in(folder)]
     records += [recorded(name, trials) for name, trials in recordings.items()]

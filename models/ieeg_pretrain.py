@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
@@ -57,8 +57,7 @@ class Recipe:
         joining: How many patients there are at first, and how many more come at each step, in their order; None for
             all of them from the start. So a run may begin while a corpus is still being made, and a later one with
             the whole corpus makes the same steps.
-        start_from: Folder of a checkpoint whose weights the run begins with, and their sha256; None for first weights
-            of its own.
+        start_from: Folder of a checkpoint whose weights the run begins with, and their sha256; None for new weights.
         size: Of the network.
         draw: Of batches.
         weights: Of losses.
@@ -202,6 +201,18 @@ def with_weights(network: IeegTransformer, weights: dict[str, Tensor]) -> IeegTr
     return network.requires_grad_(False).eval()
 
 
+def begun(recipe: Recipe) -> IeegTransformer:
+    """The network that a run of this recipe begins with.
+
+    Raises:
+        CheckpointError: If it starts from a checkpoint that is not there, or of another network.
+    """
+    network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
+    if recipe.start_from is not None:
+        go_on_from(network, Path(recipe.start_from[0]), recipe.start_from[1])
+    return network
+
+
 def read_run(folder: Path) -> tuple[Recipe, IeegTransformer, int]:
     """The recipe of a run, its averaged network and how many steps it has made.
 
@@ -270,9 +281,7 @@ def _rank(fabric: Any) -> int:
 
 
 def _begun(recipe: Recipe, folder: Path, resume: bool, fabric: Any) -> _Run:
-    network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
-    if recipe.start_from is not None and not (folder / _STATE).exists():
-        go_on_from(network, Path(recipe.start_from[0]), recipe.start_from[1])
+    network = begun(replace(recipe, start_from=None) if (folder / _STATE).exists() else recipe)
     told: nn.Module = _Told(network)
     if fabric:
         told = fabric.setup_module(told)

@@ -17,16 +17,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stimopt import plugins, pretraining
+from stimopt.checkpoint import read_config, save_checkpoint
 from stimopt.errors import CheckpointError, ConfigError, DataError, RunError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_pretrain
 from stimopt.models.ieeg_batches import Draw, draw_batch, patient_of
 from stimopt.models.ieeg_checkpoint import checkpoint_of, trainable
 from stimopt.models.ieeg_corpus import PatientRecord, save_record
-from stimopt.models.ieeg_foundation import foundation_card, load_foundation
+from stimopt.models.ieeg_foundation import KIND, FoundationModel, foundation_card, load_foundation
 from stimopt.models.ieeg_judging import coverage_apart, error_ratios, fitted_temper, judged
 from stimopt.models.ieeg_losses import losses, total
-from stimopt.models.ieeg_pretrain import Machine, Recipe, checked, pace, pretrain, read_run, recipe_of
+from stimopt.models.ieeg_pretrain import Machine, Recipe, begun, checked, pace, pretrain, read_run, recipe_of
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Channel, Contact, Montage
 from stimopt.pretraining import pretrain_from, progress_bars, read_pretraining
@@ -250,6 +251,37 @@ def test_a_run_of_another_recipe_or_of_other_processes_is_refused(patients, whol
         pretrain(patients, RECIPE, tmp_path, resume=True)
 
 
+@pytest.fixture(scope="module")
+def older(whole, tmp_path_factory):
+    """A checkpoint of a network that had no further kernels yet, its folder and sha256."""
+    folder = tmp_path_factory.mktemp("older") / "model"
+    weights = {n: v for n, v in read_run(whole)[1].state_dict().items() if not n.startswith("further")}
+    save_checkpoint(folder, KIND, FoundationModel(TINY, weights), {})
+    return str(folder), read_config(folder)["sha256"]
+
+
+def test_a_run_begins_with_the_weights_it_starts_from_and_nothing_beside_them(older, patients, tmp_path):
+    recipe = replace(RECIPE, steps=2, rate=0.0, seed=11, start_from=older)
+    pretrain(patients, recipe, tmp_path / "run")
+    weights, old = read_run(tmp_path / "run")[1].state_dict(), load_file(Path(older[0]) / "model.safetensors")
+    assert same({name: weights[name] for name in old}, old)
+    added = [value for name, value in weights.items() if name not in old]
+    assert added
+    assert not any(bool(value.any()) for value in added)
+    Path(older[0]).rename(tmp_path / "away")  # a run that has begun needs its start no more
+    pretrain(patients, recipe, tmp_path / "run", resume=True)
+    (tmp_path / "away").rename(older[0])
+
+
+def test_another_start_than_the_one_that_was_asked_for_is_refused(older):
+    with pytest.raises(CheckpointError, match=r"asked was 000000000000\.\.; give those"):
+        begun(replace(RECIPE, start_from=(older[0], "0" * 64)))
+    with pytest.raises(CheckpointError, match="of its own that they lack are not zero"):
+        begun(replace(RECIPE, size=replace(TINY, layers=2), start_from=older))
+    with pytest.raises(CheckpointError, match="have a place in this network"):
+        begun(replace(RECIPE, size=replace(TINY, width=32), start_from=older))
+
+
 def test_recipes_are_read_strictly():
     assert recipe_of({"steps": 5, "draw": {"past": [0, 3]}}).draw.past == (0, 3)
     with pytest.raises(ConfigError, match="recipe: 'step' is not known; there are steps"):
@@ -448,6 +480,7 @@ def test_the_command_builds_trains_and_writes_a_checkpoint(noise_for_patients, t
         ("name: tiny", "name: tiny\ntrainer: iee-foundation", "did you mean 'ieeg-foundation'"),
         ("name: tiny", "name: tiny\nmachine: {devices: 2}", "torchrun"),
         ("name: tiny", "nam: tiny", "nam is not a known key"),
+        ("patients: 2", "patients: 2, after: -1", "after"),
     ],
 )
 def test_a_wrong_file_is_one_sentence_and_creates_nothing(named, tmp_path, old, new, sentence):
@@ -464,6 +497,23 @@ def test_the_example_trains_on_simulated_patients(named, tmp_path):
     card = foundation_card(tmp_path / "model")
     assert "linear 4" in card["Training data"]
     assert 0 < result["metrics"]["temper"] < 10
+
+
+def test_patients_whom_the_start_has_met_are_passed_over(noise_for_patients, tmp_path):
+    (tmp_path / "file.yaml").write_text(FILE.replace("patients: 2, trials", "patients: 2, after: 30, trials"))
+    pretrain_from(tmp_path / "file.yaml", tmp_path / "model")
+    made = {path.name for path in (tmp_path / "model.run" / "corpus").iterdir()}
+    assert made == {"linear-30.safetensors", "linear-31.safetensors"}
+    assert [p.name for p in (tmp_path / "model.run" / "validation").iterdir()] == ["linear-100000.safetensors"]
+
+
+def test_a_start_that_is_not_there_is_refused_before_anything_is_simulated(named, tmp_path):
+    (tmp_path / "file.yaml").write_text(
+        FILE.replace("recipe:", f"recipe:\n  start_from: [{tmp_path}/none, {64 * 'a'}]")
+    )
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        pretrain_from(tmp_path / "file.yaml", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.yaml"]
 
 
 def test_the_example_is_read():
