@@ -5,6 +5,7 @@ in seconds: the same wave has the same number at any rate that can show it.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
@@ -14,6 +15,7 @@ PATCH_S = 0.1
 HORIZON_S = 0.5  # the longest window that is forecast at once
 WHOLE = 2.0  # first cosine of how much of a patch is good, where all of it is: the mean is counted twice
 PATCH_WAVES = 16  # of a patch, to 80 Hz
+_FAINTEST = 0.01  # of mixtures of cosines, beside the clearest: what a rate shows no better is not read
 _AHEAD_S = 0.002  # half a sample at 250 Hz, the rate of pretraining, where cosines are then orthogonal
 
 
@@ -39,11 +41,14 @@ def patch_samples(rate_hz: float) -> int:
 
 
 def patches(signal: Float[Tensor, "*batch time"], rate_hz: float, longest: int) -> Float[Tensor, "*batch patch wave"]:
-    """The newest whole patches of a signal, each in cosines; those beyond the rate's reach are zero."""
+    """The newest whole patches of a signal, each in cosines; those beyond the rate's reach are zero.
+
+    By least squares: at rates other than that of pretraining cosines are not orthogonal, and products with them leak.
+    """
     length = patch_samples(rate_hz)
     count = min(longest, signal.shape[-1] // length)
     cut = signal[..., signal.shape[-1] - count * length :].unflatten(-1, (count, length))
-    numbers: Tensor = cut @ _of_patch(length, rate_hz, signal).mT * (2 / length)
+    numbers: Tensor = cut @ _back(length, rate_hz).to(cut)
     return numbers
 
 
@@ -51,6 +56,15 @@ def unpatched(patch: Float[Tensor, "*batch wave"], rate_hz: float) -> Float[Tens
     """The samples of a patch."""
     waves = _of_patch(patch_samples(rate_hz), rate_hz, patch)
     return (patch * _once(waves)) @ waves
+
+
+@lru_cache(maxsize=8)
+def _back(length: int, rate_hz: float) -> Float[Tensor, "time wave"]:
+    """From samples of a patch to its numbers, in double precision."""
+    with torch.inference_mode(False):
+        waves = _of_patch(length, rate_hz, torch.zeros((), dtype=torch.float64))
+        back: Tensor = torch.linalg.pinv(_once(waves).unsqueeze(-1) * waves, rtol=_FAINTEST)
+        return back
 
 
 def _of_patch(length: int, rate_hz: float, like: Tensor) -> Float[Tensor, "wave time"]:

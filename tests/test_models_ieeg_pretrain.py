@@ -253,9 +253,9 @@ def test_a_run_of_another_recipe_or_of_other_processes_is_refused(patients, whol
 
 @pytest.fixture(scope="module")
 def older(whole, tmp_path_factory):
-    """A checkpoint of a network that had no further kernels yet, its folder and sha256."""
+    """A checkpoint of a network that had no token yet for channels unheard, its folder and sha256."""
     folder = tmp_path_factory.mktemp("older") / "model"
-    weights = {n: v for n, v in read_run(whole)[1].state_dict().items() if not n.startswith("further")}
+    weights = {n: v for n, v in read_run(whole)[1].state_dict().items() if n != "unheard"}
     save_checkpoint(folder, KIND, FoundationModel(TINY, weights), {})
     return str(folder), read_config(folder)["sha256"]
 
