@@ -6,9 +6,10 @@ An effect is a forecast with the stimulus less one without. The linear model, im
 fitted on the patient's past trials alone. Past trials are cut into parts, each part is forecast from the others, and a
 and b are what fits it best, drawn towards 1 and 0. There are two such pairs: one from parts that share no site, for
 new sites, and one from trials whose site is among the others, for sites with a past of their own; a site on the way
-from one to the other has weights between them. So a patient like those of pretraining keeps the network's effects;
-where a circuit is of another kind, and the network is sure of effects that past trials do not show, they are turned
-down and what the linear model learnt takes their place, more so where it learnt at the very site.
+from one to the other has weights between them, and noise is as wide as the errors of either ask for. So a patient like
+those of pretraining keeps the network's effects; where a circuit is of another kind, and the network is sure of effects
+that past trials do not show, they are turned down and what the linear model learnt takes their place, more so where it
+learnt at the very site.
 
 Reference: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
 forecasts).
@@ -52,12 +53,14 @@ class BlendedForecaster(Forecaster):
         linear: Impulse responses fitted on them.
         weight: Of either's effect, at new sites and at seen ones.
         sites: Shares of the contacts in the current of each site with a past.
+        narrower: Factor on the noise at seen sites, beside that at new ones.
     """
 
     plain: FoundationForecaster
     linear: ImpulseForecaster
     weight: Float[Tensor, "2 2"]
     sites: Float[Tensor, "site contact"]
+    narrower: float = 1.0
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
@@ -71,7 +74,9 @@ class BlendedForecaster(Forecaster):
         at_new, at_seen = self.weight.to(mean)
         seen = seen_share(stimulus.amplitude_ma, self.sites).reshape(-1, 1, 1, 1).to(mean)
         own, other = (at_new + seen * (at_seen - at_new)).unbind(-1)  # [shot, 1, 1] each
-        return self.plain.in_uv(quiet + own * (mean - quiet) + other * linear, scale, factors, stimulus)
+        wide = 1 + seen * (self.narrower - 1)  # [shot, 1, 1, 1]
+        blended = quiet + own * (mean - quiet) + other * linear
+        return self.plain.in_uv(blended, wide.squeeze(-1) * scale, wide * factors, stimulus)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
@@ -82,7 +87,7 @@ class BlendedForecaster(Forecaster):
             "blend": self.weight,
             "sites": self.sites,
         }
-        return {**config, "linear": linear_config}, tensors
+        return {**config, "linear": linear_config, "narrower": self.narrower}, tensors
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BlendedForecaster":
@@ -94,7 +99,7 @@ class BlendedForecaster(Forecaster):
                 own[part][name] = value
         plain = FoundationForecaster.restore(config, own["plain"])
         linear = ImpulseForecaster.restore(config["linear"], own["linear"])
-        return cls(plain, linear, tensors["blend"], tensors["sites"])
+        return cls(plain, linear, tensors["blend"], tensors["sites"], float(config["narrower"]))
 
 
 def blendable(trials: Trials) -> bool:
@@ -127,10 +132,14 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
     at_new = _weights(held, _PRIOR_SITES / max(1, len(sites)), torch.tensor([1.0, 0.0]))
     again = [_Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
     again = [part.at_seen_sites() for part in again]
-    at_seen = _weights(again, _PRIOR_TRIALS / max(1, sum(int(part.loud.sum()) for part in again)), at_new)
+    at_any = sum(int(part.loud.sum()) for part in again)
+    at_seen = _weights(again, _PRIOR_TRIALS / max(1, at_any), at_new)
     temper = patient_temper([row for part in held for row in part.ratios(at_new)], len(trials))
+    left = [row for part in again for row in part.ratios(at_seen)]
+    narrower = patient_temper(left, len(left)) / temper if at_any else 1.0
     kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
-    return BlendedForecaster(kept, fit_impulse_regression(trials, seed=seed), torch.stack([at_new, at_seen]), sites)
+    linear, weight = fit_impulse_regression(trials, seed=seed), torch.stack([at_new, at_seen])
+    return BlendedForecaster(kept, linear, weight, sites, narrower)
 
 
 def seen_share(
@@ -205,7 +214,8 @@ class _Held:
 
     def at_seen_sites(self) -> "_Held":
         """Without the stimulated trials whose site the others had not."""
-        return replace(self, loud=self.loud & self.seen)
+        known = self.seen | ~self.loud
+        return replace(self, loud=self.loud & self.seen, good=self.good & known[:, None, None])
 
     def ratios(self, weight: Tensor) -> list[Tensor]:
         """Errors of the blend as shares of the standard deviation, for each trial with any good sample."""

@@ -315,7 +315,7 @@ def test_a_current_that_enters_half_elsewhere_is_at_a_new_site():
 def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trials, held_out):
     blend = fit_ieeg_blended(whole, trials)
     context, stimulus = held_out.context[:3], held_out.stimulus[:3]
-    network, linear = (replace(blend, weight=torch.eye(2)[[own, own]]) for own in (0, 1))
+    network, linear = (replace(blend, weight=torch.eye(2)[[own, own]], narrower=1.0) for own in (0, 1))
     expected = blend.plain.forecast(context, stimulus)
     assert torch.allclose(network.forecast(context, stimulus).mean, expected.mean, atol=1e-4)
     assert torch.equal(network.forecast(context, stimulus).scale_uv, expected.scale_uv)
@@ -324,6 +324,20 @@ def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trial
     shared = blend.forecast(held_out.context[0], stimulus).mean
     each = blend.forecast(held_out.context[torch.zeros(3, dtype=torch.long)], stimulus).mean
     assert torch.allclose(shared, each, atol=1e-4)
+
+
+def test_noise_is_narrower_at_seen_sites_where_trials_there_ask_for_it(whole, trials, held_out):
+    blend = fit_ieeg_blended(whole, trials)
+    assert 0.3 < blend.narrower < 1.0  # a linear truth is known better where a site has a past
+    seen = trials.stimulus[~trials.stimulus.silent][:3]
+    one, other = (f.forecast(held_out.context[0], seen) for f in (blend, replace(blend, narrower=1.0)))
+    assert torch.allclose(one.total_scale_uv, blend.narrower * other.total_scale_uv)
+    assert torch.equal(one.mean, other.mean)
+    elsewhere = replace(blend, sites=blend.sites[:0])
+    assert torch.equal(
+        elsewhere.forecast(held_out.context[0], seen).total_scale_uv,
+        replace(elsewhere, narrower=1.0).forecast(held_out.context[0], seen).total_scale_uv,
+    )
 
 
 def test_parts_of_a_blend_share_no_site(whole, trials):
