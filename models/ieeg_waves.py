@@ -44,6 +44,7 @@ def patches(signal: Float[Tensor, "*batch time"], rate_hz: float, longest: int) 
     """The newest whole patches of a signal, each in cosines; those beyond the rate's reach are zero.
 
     By least squares: at rates other than that of pretraining cosines are not orthogonal, and products with them leak.
+    Below 160 Hz, where samples are fewer than numbers, by products all the same: there is nothing to tell them apart.
     """
     length = patch_samples(rate_hz)
     count = min(longest, signal.shape[-1] // length)
@@ -63,6 +64,8 @@ def _back(length: int, rate_hz: float) -> Float[Tensor, "time wave"]:
     """From samples of a patch to its numbers, in double precision."""
     with torch.inference_mode(False):
         waves = _of_patch(length, rate_hz, torch.zeros((), dtype=torch.float64))
+        if length < PATCH_WAVES:
+            return waves.mT * (2 / length)
         back: Tensor = torch.linalg.pinv(_once(waves).unsqueeze(-1) * waves, rtol=_FAINTEST)
         return back
 
