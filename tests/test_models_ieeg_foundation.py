@@ -312,6 +312,14 @@ def test_a_patch_of_cosines_is_read_as_those_cosines(rate_hz):
     assert torch.allclose(patches(signal, rate_hz, 4), numbers, atol=1e-9)
 
 
+def test_a_patch_with_fewer_samples_than_numbers_is_read_by_products():
+    """Least squares through ten samples says more of the fastest cosines than ten samples know."""
+    signal = torch.randn(3, 10, generator=generator(4), dtype=torch.float64)
+    time = (torch.arange(10, dtype=torch.float64) + 0.2) / 10  # 2 ms after a patch of 0.1 s begins
+    expected = [(signal * (math.pi * wave * time).cos()).sum(-1) / 5 * (wave < 10) for wave in range(16)]
+    assert torch.allclose(patches(signal, 100.0, 4)[:, 0], torch.stack(expected, -1), atol=1e-9)
+
+
 @pytest.mark.parametrize("rate_hz", [100.0, 200.0, 512.0])
 def test_any_rate_is_answered(rate_hz):
     mean = at_rate(rate_hz)
