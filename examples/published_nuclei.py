@@ -97,7 +97,8 @@ def epileptor() -> Section:
         held("discharge after a pulse of 0.25", "does not", float(once[1]), 1, 1),
         held("in seizure under answers of 1, share of none's", "less: 0.65 by the same",
              float(loop[3] / loop[0]), 0, 1),
-        held("answers of 3, share of none's", "more, by rebounds: 3.5", float(loop[6] / loop[0]), 1, np.inf),
+        held("answers of 3, share of none's", "more, by rebounds", float(loop[6] / loop[0]), 1, np.inf),
+        near("and how much more", "3.5 by the same, 15000 units", float(loop[6] / loop[0]), 3.5, 0.35),
     ]  # fmt: skip
 
     def strokes(drawing: Any) -> None:
