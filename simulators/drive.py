@@ -213,7 +213,10 @@ class PointSourceDrive:
 
 
 def _weighed(weights: Sequence[float], lanes: Sequence[Tensor]) -> Tensor:
-    """The weighted sum, without what counts nothing; one weight at least counts something."""
+    """The weighted sum, without what counts nothing; one weight at least counts something.
+
+    Lanes may be left out at the end where their weights are zero.
+    """
     parts = [weight * lane for weight, lane in zip(weights, lanes, strict=False) if weight]
     return sum(parts[1:], parts[0])
 
