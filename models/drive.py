@@ -10,9 +10,12 @@ jump, and gradients along frequency mean something.
 Reference: Merrill, Bikson and Jefferys, J Neurosci Methods 141 (2005) 171-198.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from stimopt.stimulus import Stimulus
 from stimopt.units import SECONDS_PER_MICROSECOND
@@ -49,19 +52,89 @@ def pulse_course(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tens
         rate_hz: Samples per second.
         samples: How many.
     """
-    return _delivered(stimulus, rate_hz, samples).diff(dim=-1)
+    return _delivered(stimulus, rate_hz, samples, None).diff(dim=-1)
 
 
-def _delivered(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch edge"]:
-    """How many pulses' charge has been delivered by the edge of each sample, a whole number only between pulses."""
+def repeated_course(
+    stimulus: Stimulus, rate_hz: float, samples: int, fading_s: tuple[float, ...]
+) -> Float[Tensor, "*batch trace time"]:
+    """Pulses in each sample as in `pulse_course`, each weighted by what earlier ones have left behind.
+
+    Every pulse leaves 1, which fades exponentially; what has gathered, T, weighs T / (1 + T), so the first pulse weighs
+    nothing and none more than 1. A response that tires or grows with repetition, as synapses make it do (Tsodyks and
+    Markram, PNAS 94 (1997) 719-723), is linear in this course beside the plain one.
+
+    Args:
+        stimulus: See `leading_current_ma`.
+        rate_hz: Samples per second.
+        samples: How many.
+        fading_s: Time constants, one course each.
+    """
+    courses = []
+    for constant in fading_s:
+        left = _left_behind(stimulus, constant)
+        courses.append(_delivered(stimulus, rate_hz, samples, left / (1 + left)).diff(dim=-1))
+    return torch.stack(courses, -2)
+
+
+@dataclass(frozen=True)
+class Tiring:
+    """How the charge of a pulse counts: bent by its size, and the less the more pulses came before.
+
+    Attributes:
+        strength: What counts is 1 / (1 + strength T), where each pulse leaves 1 that fades and T is what has gathered.
+        fading_s: Time constant of the fading.
+        bend_ma_us: Charge at which it no longer counts in proportion (an inverse hyperbolic sine).
+    """
+
+    strength: float
+    fading_s: float
+    bend_ma_us: float
+
+
+def tired_current_ma(
+    stimulus: Stimulus, rate_hz: float, samples: int, tiring: Tiring
+) -> Float[Tensor, "*batch input time"]:
+    """As `leading_current_ma`, with pulses that count as `tiring` says.
+
+    Args:
+        stimulus: See there.
+        rate_hz: Samples per second.
+        samples: How many.
+        tiring: How.
+    """
+    weight = 1 / (1 + tiring.strength * _left_behind(stimulus, tiring.fading_s))
+    course = _delivered(stimulus, rate_hz, samples, weight).diff(dim=-1)
+    charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
+    bent = tiring.bend_ma_us * (charge_ma_us / tiring.bend_ma_us).asinh() * (SECONDS_PER_MICROSECOND * rate_hz)
+    return bent.flatten(-2).unsqueeze(-1) * course.unsqueeze(-2)
+
+
+def _left_behind(stimulus: Stimulus, fading_s: float) -> Float[Tensor, "*batch pulse"]:
+    """What the pulses before each one have left when it comes."""
+    many = int(stimulus.pulses.amax().clamp_min(1)) if stimulus.pulses.numel() else 1
+    place = torch.arange(many, dtype=stimulus.pulses.dtype, device=stimulus.pulses.device)
+    rate = -1 / (stimulus.frequency_hz * fading_s).unsqueeze(-1)  # of the logarithm, from one pulse to the next
+    return rate.exp() * torch.expm1(rate * place) / torch.expm1(rate)
+
+
+def _delivered(
+    stimulus: Stimulus, rate_hz: float, samples: int, weight: Float[Tensor, "*batch pulse"] | None
+) -> Float[Tensor, "*batch edge"]:
+    """How much of the pulses has been delivered by the edge of each sample; each counts once, or by its weight."""
     edge_s = torch.arange(samples + 1, dtype=stimulus.pulses.dtype, device=stimulus.pulses.device) / rate_hz
     elapsed_s = edge_s - stimulus.onset_s.unsqueeze(-1)
     period_s, pulses = (1 / stimulus.frequency_hz).unsqueeze(-1), stimulus.pulses.unsqueeze(-1)
     begun = ((elapsed_s / period_s).detach().floor() + 1).clamp_min(0).minimum(pulses)
     under_way = int((stimulus.frequency_hz.detach() / rate_hz).ceil().amax().clamp(1, samples)) if pulses.numel() else 1
-    total = (begun - under_way).clamp_min(0)
+    over = (begun - under_way).clamp_min(0)
+    total = over if weight is None else _picked(F.pad(weight.cumsum(-1), (1, 0)), over)
     for back in range(1, under_way + 1):  # pulses that may not be over; one only, below one pulse a sample
         latest = begun - back
-        share = ((elapsed_s - latest * period_s) * rate_hz).clamp(0, 1)
-        total = total + share * (latest >= 0)
+        share = ((elapsed_s - latest * period_s) * rate_hz).clamp(0, 1) * (latest >= 0)
+        total = total + (share if weight is None else share * _picked(weight, latest.clamp_min(0)))
     return total
+
+
+def _picked(row: Float[Tensor, "*batch pulse"], number: Float[Tensor, "*batch edge"]) -> Float[Tensor, "*batch edge"]:
+    return row.expand(*number.shape[:-1], -1).gather(-1, number.long())

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,7 @@ from stimopt.stimulus import Stimulus, no_stimulus
 from stimopt.system import State, System
 from stimopt.tensors import concatenate, generator
 
-from .ieeg_stimuli import draw_stimuli, nearby, with_silence
+from .ieeg_stimuli import CHANGES, draw_stimuli, nearby, with_shares, with_silence
 
 FORMAT = "stimopt corpus record 1"
 SUFFIX = ".safetensors"
@@ -95,6 +95,8 @@ def simulate_record(
     trials: int = 48,
     rest_windows: int = 16,
     silent_share: float = 0.25,
+    shared: float = 0.0,
+    changes: Sequence[float] = CHANGES,
 ) -> PatientRecord:
     """A virtual patient's record. Rows are sessions of the same patient, each with rest first, then two trials.
 
@@ -109,6 +111,8 @@ def simulate_record(
         trials: How many.
         rest_windows: How many stretches of 1.0 s at rest.
         silent_share: Share of trials without a stimulus.
+        shared: Share of stimuli whose current is shared with a pair beside.
+        changes: How often a nearby stimulus differs in amplitude, frequency, width and site.
 
     Raises:
         ConfigError: If windows or rate are others, or there is no trial.
@@ -120,8 +124,9 @@ def simulate_record(
     _require_windows(system.window_s, RATE_HZ)
     rows, source = -(-trials // ROUNDS), generator(seed, "noise")
     drawn = generator(seed, "stimuli")
-    delivered = with_silence(draw_stimuli(system.montage, trials, drawn), silent_share, drawn)
-    beside = nearby(delivered, drawn)
+    some = with_shares(draw_stimuli(system.montage, trials, drawn), shared, drawn)
+    delivered = with_silence(some, silent_share, drawn)
+    beside = nearby(delivered, drawn, changes)
     state, rest = system.start((rows,), source), []
     for _ in range(-(-rest_windows // rows)):
         signal_uv, state = _quiet(system, state, source)

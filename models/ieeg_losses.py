@@ -7,6 +7,8 @@ joint           likelihood of whole windows, which teaches the factors
 effect          squared error of the difference between two branches on the same state and noise, which no noise
                 blurs, as a share of the patient's effect, of which one more and the logarithm count; what a small
                 change of the stimulus does counts as much as what the whole stimulus does
+change          the same for the stimulus and the one near it, window by window: each small change counts as much as
+                another, so those of frequency are not drowned by those of site
 ongoing         likelihood of the next patch
 statistics      likelihood of each band's log power in the window
 own             energy score of the last patches of a context, rolled out on the network's own samples (Gneiting and
@@ -41,6 +43,7 @@ class Weights:
     forecast: float = 1.0
     joint: float = 0.2
     effect: float = 1.0
+    change: float = 0.0
     ongoing: float = 0.1
     statistics: float = 0.05
     own: float = 0.05
@@ -76,6 +79,7 @@ def _losses(network: IeegTransformer, answer: Answer, batch: Batch, seed: int) -
         found["own"] = _own_loss(network, batch, patch, seed)
     if batch.branches > 1:
         found["effect"] = effect_loss(answer.mean, batch.truth, there, batch.branches)
+        found["change"] = change_loss(answer.mean, batch.truth, there, batch.branches)
     return found
 
 
@@ -116,6 +120,17 @@ def effect_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branche
     error = (told[:, :, :1] - told[:, :, 1:]) * both - wanted
     share = error.square().mean((1, 3, 4)) / (wanted.square().mean((1, 3, 4)) + _SMALL)  # [patient, branch]
     mean_share: Tensor = share.log1p().mean()  # nobody whom nothing moves, but whom a forecast moves, rules the batch
+    return mean_share
+
+
+def change_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branches: int) -> Tensor:
+    """Error of the difference between a stimulus and the one near it, as a share of each window's own."""
+    told, true, good = (x.unflatten(1, (-1, branches)) for x in (mean, truth, there))
+    both = good[:, :, 0] & good[:, :, 1]
+    wanted = (true[:, :, 0] - true[:, :, 1]) * both
+    error = (told[:, :, 0] - told[:, :, 1]) * both - wanted
+    share = error.square().mean((2, 3)) / (wanted.square().mean((2, 3)) + _SMALL)  # [patient, window]
+    mean_share: Tensor = share.log1p().mean()
     return mean_share
 
 

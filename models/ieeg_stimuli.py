@@ -4,10 +4,12 @@ Every site comes about equally often, polarities both ways. A third are single p
 third bursts of 2 to 10 pulses, a third trains of 0.1 to 0.5 s; all begin with the window and
 end within it. Currents, widths and frequencies are drawn evenly on a logarithmic scale, since
 what a change does goes with its ratio. The bounds are chosen around what is delivered to people:
-mapping pulses of 1 to 8 mA and 100 to 300 us, trains of up to 120 Hz.
+mapping pulses of 1 to 8 mA and 100 to 300 us, trains of up to 120 Hz. Where it is asked for, some currents are shared
+with the pair beside, as on the way from one site to the next.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -69,6 +71,24 @@ def draw_stimuli(montage: Montage, n: int, source: torch.Generator) -> Stimulus:
     return Stimulus(montage, amplitude_ma, frequency_hz, _log_uniform(PULSE_WIDTH_US, n, source), pulses, zero, zero)
 
 
+def with_shares(stimulus: Stimulus, share: float, source: torch.Generator) -> Stimulus:
+    """The same stimuli, a share of them with a part of their current moved to a pair beside.
+
+    Args:
+        stimulus: One batch axis, from `draw_stimuli`.
+        share: How many, 0 to 1; the stream is left alone at 0.
+        source: Draws which, where to and how much, evenly.
+    """
+    if not share:
+        return stimulus
+    n, whole = stimulus.batch_shape[0], stimulus.amplitude_ma
+    moved = _moved(whole, site_weights(stimulus.montage), source)
+    part = torch.rand(n, 1, generator=source, dtype=torch.float64)
+    chosen = torch.zeros(n, 1, dtype=torch.bool)
+    chosen[torch.randperm(n, generator=source)[: round(share * n)]] = True
+    return replace(stimulus, amplitude_ma=torch.where(chosen, whole + part * (moved - whole), whole))
+
+
 def with_silence(stimulus: Stimulus, share: float, source: torch.Generator) -> Stimulus:
     """The same stimuli, a share of them, at random places, replaced by the explicit zero."""
     n = stimulus.batch_shape[0]
@@ -77,7 +97,7 @@ def with_silence(stimulus: Stimulus, share: float, source: torch.Generator) -> S
     return _where(silent, no_stimulus(stimulus.montage, (n,)), stimulus)
 
 
-def nearby(stimulus: Stimulus, source: torch.Generator) -> Stimulus:
+def nearby(stimulus: Stimulus, source: torch.Generator, changes: Sequence[float] = CHANGES) -> Stimulus:
     """Another stimulus for each: amplitude, frequency, pulse width or site changed, and nothing else.
 
     Half of the changes of site move a part of the current only, so that contacts share it as they do on the way from
@@ -85,11 +105,12 @@ def nearby(stimulus: Stimulus, source: torch.Generator) -> Stimulus:
     silent stimulus is followed by any drawn one. All still end within the window.
 
     Args:
-        stimulus: One batch axis, from `draw_stimuli` or `with_silence`.
+        stimulus: One batch axis, from `draw_stimuli`, `with_shares` or `with_silence`.
         source: Draws what changes and by how much.
+        changes: How often amplitude, frequency, width and site do.
     """
     n = stimulus.batch_shape[0]
-    what = torch.multinomial(torch.tensor(CHANGES), n, replacement=True, generator=source) if n else torch.zeros(0)
+    what = torch.multinomial(torch.tensor(changes), n, replacement=True, generator=source) if n else torch.zeros(0)
     ratios = [_log_uniform(bounds, n, source) for bounds in (AMPLITUDE_RATIO, FREQUENCY_RATIO, WIDTH_RATIO)]
     moved = _moved(stimulus.amplitude_ma, site_weights(stimulus.montage), source)
     drawn = draw_stimuli(stimulus.montage, n, source)
@@ -134,8 +155,11 @@ def _moved(amplitude_ma: Tensor, weights: Tensor, source: torch.Generator) -> Te
     """The same current and polarity at a pair that shares a contact with this one, or else at any other."""
     n, likeness = len(amplitude_ma), weights.abs() @ weights.abs().mT  # 2 for itself, 1 for those that share a contact
     size = (amplitude_ma @ weights.mT) / 2  # [stimulus, site]: the signed current at its own site, half at those beside
+    if bool((several := (amplitude_ma != 0).sum(-1) > 2).any()):  # shared between pairs: how much each one has
+        size = torch.where(several.unsqueeze(-1), amplitude_ma @ torch.linalg.pinv(weights), size)
     site = size.abs().argmax(-1)
-    current_ma = size.gather(-1, site.unsqueeze(-1))
+    own_ma = size.gather(-1, site.unsqueeze(-1))
+    current_ma = torch.where(several.unsqueeze(-1), own_ma.sign() * size.abs().sum(-1, keepdim=True), own_ma)
     open_sites = torch.where(likeness == 1, 1e6, 1.0).fill_diagonal_(0.0 if len(weights) > 1 else 1.0)
     chosen = torch.multinomial(open_sites[site].double(), 1, generator=source)[:, 0] if n else site
     moved: Tensor = current_ma * weights[chosen]

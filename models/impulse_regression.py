@@ -1,19 +1,21 @@
-"""Finite impulse responses to rectified current, spread by distance: linear in the stimulus, blind to the context.
+"""Finite impulse responses to rectified current, spread by distance: a linear filter of pulses, blind to the context.
 
     y_c(t) = rest_c + sum over input i, lag l of  K_ci(l) u_i(t - l)
 
-with u the rectified current of each contact, cathodic and anodic apart. The kernels K are
+with u the rectified current of each contact, cathodic and anodic apart. Pulses count alike, or the less the more came
+before them, and charge in proportion or bent (`TIRINGS`): which, held-out trials say. The kernels K are
 built up in three ridge regressions, each on what the one before left over: kernels of
 distance that all channels share, kernels of distance of each channel's own, and kernels
 of each channel for each contact. Ridges, and which of the three to have, are what
 forecast held-out trials best. All of it is computed from products summed over trials.
 
-Reference: ridge regression on a basis of delays, Hastie, Tibshirani and Friedman, The Elements of Statistical Learning
-(2nd ed., 2009), section 3.4.
+References: ridge regression on a basis of delays, Hastie, Tibshirani and Friedman, The Elements of Statistical
+Learning (2nd ed., 2009), section 3.4; a static bend before a linear filter, Hunter and Korenberg, Biol Cybern 55 (1986)
+135-144; synapses that tire, Tsodyks and Markram, PNAS 94 (1997) 719-723.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 
+from .drive import Tiring
 from .felt import at_rest_uv, spread_kernels, unit_uv
 from .folds import folds_of
 from .impulse import convolve, delay_basis, filtered
@@ -31,13 +34,15 @@ from .window import Window, contiguous, in_double, window_from_dict, window_of
 
 _RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal; spans from free to nearly zero kernels
 _BASIS = 16
+TIRINGS: tuple[Tiring | None, ...] = (None, Tiring(2.0, 0.03, 200.0), Tiring(4.0, 0.02, 200.0))
+"""How pulses may count. The two besides None forecast effects best on simulated patients kept for validation."""
 _FOLDS = 4
 _CHUNK = 16  # trials whose regressors are held at once
 
 
 @dataclass(frozen=True)
 class ImpulseForecaster(Forecaster):
-    """Kernels on rectified current. Linear, so differentiable in the stimulus.
+    """Kernels on rectified current. Differentiable in the stimulus.
 
     Attributes:
         window: What it was fitted on.
@@ -45,6 +50,7 @@ class ImpulseForecaster(Forecaster):
         kernel: uV per mA of rectified current (mean over one sample), cathodic of all contacts, then anodic.
         scale_uv: Independent noise.
         factors_uv: Shared noise.
+        tiring: How pulses count; None for all alike.
     """
 
     window: Window
@@ -52,35 +58,42 @@ class ImpulseForecaster(Forecaster):
     kernel: Float[Tensor, "channel input lag"]
     scale_uv: Float[Tensor, "channel time"]
     factors_uv: Float[Tensor, "factor channel time"]
+    tiring: Tiring | None = None
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
         self.window.context_signal(context, stimulus)  # refuses what does not fit
-        mean = _answer(self.window, self.rest_uv, self.kernel, stimulus)
+        mean = _answer(self.window, self.rest_uv, self.kernel, stimulus, self.tiring)
         return noisy_forecast(self.window, mean, self.scale_uv, self.factors_uv)
 
     def effect_uv(self, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
         """What a stimulus adds to the mean; no context is needed to know it."""
-        return _answer(self.window, torch.zeros_like(self.rest_uv), self.kernel, stimulus)
+        return _answer(self.window, torch.zeros_like(self.rest_uv), self.kernel, stimulus, self.tiring)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
         names = ("rest_uv", "kernel", "scale_uv", "factors_uv")
-        return {"window": self.window.to_dict()}, {name: getattr(self, name) for name in names}
+        told = None if self.tiring is None else asdict(self.tiring)
+        return {"window": self.window.to_dict(), "tiring": told}, {name: getattr(self, name) for name in names}
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ImpulseForecaster":
         """See Saveable."""
-        return cls(window=window_from_dict(config["window"]), **tensors)
+        told = config.get("tiring")
+        tiring = None if told is None else Tiring(**told)
+        return cls(window=window_from_dict(config["window"]), tiring=tiring, **tensors)
 
 
-def fit_impulse_regression(trials: Trials, *, seed: int = 0, factors: int = 12) -> ImpulseForecaster:
+def fit_impulse_regression(
+    trials: Trials, *, seed: int = 0, factors: int = 12, tirings: Sequence[Tiring | None] = TIRINGS
+) -> ImpulseForecaster:
     """Finite impulse responses to rectified current, spread by distance, without the context.
 
     Args:
         trials: Recorded trials with signals.
-        seed: Of the folds on which ridges are chosen and the noise is measured.
+        seed: Of the folds on which ridges and tiring are chosen and the noise is measured.
         factors: How many shared noise factors at most.
+        tirings: How pulses may count; the one that forecasts held-out trials best is kept.
 
     Raises:
         DataError: If there are fewer than four trials, or no signals.
@@ -89,14 +102,19 @@ def fit_impulse_regression(trials: Trials, *, seed: int = 0, factors: int = 12) 
     parts = folds_of(len(trials), _FOLDS, seed)
     rest, unit = at_rest_uv(trials), unit_uv(trials)
     basis = delay_basis(_BASIS, window.lead + window.samples, unit)
-    products = [_products(window, trials[part], rest, unit, basis) for part in parts]
-    ridges = _chosen(window, products)
+    tried = []
+    for tiring in tirings:
+        told = [_products(window, trials[part], rest, unit, basis, tiring) for part in parts]
+        tried.append((*_chosen(window, told), told, tiring))
+    _, ridges, products, tiring = max(tried, key=lambda one: one[0])
     residual = torch.empty_like(trials.response.signal_uv)
     for i, part in enumerate(parts):
         kernel = _kernel(window, _sum(products, i), ridges, unit, basis)
-        residual[part] = trials.response.signal_uv[part] - _answer(window, rest, kernel, trials.stimulus[part])
+        answer = _answer(window, rest, kernel, trials.stimulus[part], tiring)
+        residual[part] = trials.response.signal_uv[part] - answer
     kernel = _kernel(window, _sum(products, None), ridges, unit, basis)
-    return contiguous(ImpulseForecaster(window, rest, kernel, *residual_noise(residual, window.rate_hz, factors)))
+    noise = residual_noise(residual, window.rate_hz, factors)
+    return contiguous(ImpulseForecaster(window, rest, kernel, *noise, tiring))
 
 
 _Ridges = tuple[float | None, ...]  # of the three regressions; None leaves one out
@@ -121,13 +139,15 @@ class _Products:
         return float((weight * (2 * self.target - weight @ self.gram)).sum())
 
 
-def _products(window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor) -> _Products:
+def _products(
+    window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor, tiring: Tiring | None
+) -> _Products:
     off = (trials.response.signal_uv - rest.unsqueeze(-1)) / unit.unsqueeze(-1)
     size = 2 * len(window.montage.contacts) * len(basis)
     total = _Products(off.new_zeros(size, size), off.new_zeros(off.shape[1], size))
     for start in range(0, len(trials), _CHUNK):
         some = slice(start, start + _CHUNK)
-        regressors = filtered(basis, window.drive_ma(trials.stimulus[some]))[..., window.lead :]
+        regressors = filtered(basis, window.drive_ma(trials.stimulus[some], tiring))[..., window.lead :]
         flat = regressors.flatten(1, 2).movedim(1, 0).flatten(1)  # [regressor, trial * time]
         total = total + _Products(flat @ flat.mT, off[some].movedim(1, 0).flatten(1) @ flat.mT)
     return total
@@ -140,10 +160,10 @@ def _sum(products: list[_Products], held: int | None) -> _Products:
     return first
 
 
-def _chosen(window: Window, products: list[_Products]) -> _Ridges:
-    """The ridge of each regression in turn that saves most error on held-out parts."""
+def _chosen(window: Window, products: list[_Products]) -> tuple[float, _Ridges]:
+    """The ridge of each regression in turn that saves most error on held-out parts, and how much all of them save."""
     train = [_sum(products, i) for i in range(len(products))]
-    test, ridges = list(products), []
+    test, ridges, saved = list(products), list[float | None](), 0.0
     for stage in _STAGES:
         best, most, ridge = None, 0.0, None
         solved = [stage(window, fold) for fold in train]
@@ -156,7 +176,8 @@ def _chosen(window: Window, products: list[_Products]) -> _Ridges:
             train = [fold.less(weight) for fold, weight in zip(train, best, strict=True)]
             test = [part.less(weight) for part, weight in zip(test, best, strict=True)]
         ridges.append(ridge)
-    return tuple(ridges)
+        saved += most
+    return saved, tuple(ridges)
 
 
 def _kernel(
@@ -230,7 +251,8 @@ def _ridge(gram: Float[Tensor, "*channel r r"], target: Float[Tensor, "*channel 
     return weight
 
 
-def _answer(window: Window, rest: Tensor, kernel: Tensor, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
-    return (
-        rest.to(stimulus.amplitude_ma).unsqueeze(-1) + convolve(kernel, window.drive_ma(stimulus))[..., window.lead :]
-    )
+def _answer(
+    window: Window, rest: Tensor, kernel: Tensor, stimulus: Stimulus, tiring: Tiring | None
+) -> Float[Tensor, "*batch channel time"]:
+    answer = convolve(kernel, window.drive_ma(stimulus, tiring))[..., window.lead :]
+    return rest.to(stimulus.amplitude_ma).unsqueeze(-1) + answer

@@ -19,7 +19,7 @@ from stimopt.response import Response
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import map_tensors, require_finite
 
-from .drive import leading_current_ma
+from .drive import Tiring, leading_current_ma, tired_current_ma
 
 Fitted = TypeVar("Fitted", bound=Forecaster)
 
@@ -73,12 +73,15 @@ class Window:
         start = context.signal_uv.shape[-1] - self.context_samples
         return context.signal_uv[..., start:].to(stimulus.amplitude_ma)
 
-    def drive_ma(self, stimulus: Stimulus) -> Float[Tensor, "*batch input time"]:
+    def drive_ma(self, stimulus: Stimulus, tiring: Tiring | None = None) -> Float[Tensor, "*batch input time"]:
         """Rectified current of first phases, mA, from the window's start: `lead` samples, then the forecast ones.
 
-        Cathodic current of all contacts, then anodic.
+        Cathodic current of all contacts, then anodic. Pulses count alike, or as `tiring` says.
         """
-        return leading_current_ma(stimulus, self.rate_hz, self.lead + self.samples)
+        samples = self.lead + self.samples
+        if tiring is None:
+            return leading_current_ma(stimulus, self.rate_hz, samples)
+        return tired_current_ma(stimulus, self.rate_hz, samples, tiring)
 
     def response(self, signal_uv: Float[Tensor, "*batch channel time"]) -> Response:
         """These numbers as a Response of this window."""

@@ -35,13 +35,15 @@ _FIRST = {"corpus": FIRST["training"], "validation": FIRST["validation"]}
 class PatientsSpec(Strict):
     """Virtual patients: how many, of which families (shares, or names with equal shares), with how many trials.
 
-    `after` passes over the first so many patients, such as those that the weights one starts from have met.
+    `after` passes over the first so many patients, such as those that the weights one starts from have met. `drawing`
+    are options of what records them, such as {shared: 0.2} for currents that neighbouring pairs share.
     """
 
     patients: int = Field(ge=1)
     after: int = Field(default=0, ge=0, lt=FIRST["validation"] // 2)
     families: dict[str, float] | list[str] = Field(default_factory=lambda: dict(TRAINING_MIX), min_length=1)
     trials: int = Field(default=48, ge=4)
+    drawing: dict[str, float | list[float]] = Field(default_factory=dict)
 
 
 class RecordingSpec(Strict):

@@ -13,9 +13,10 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -43,6 +44,7 @@ class VirtualRecord:
         seed: Of stimuli and noise.
         trials: How many.
         connectomes: Folder of group connectomes for families that take them.
+        drawing: How stimuli are drawn, options of what records; none for its own.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class VirtualRecord:
     seed: int
     trials: int
     connectomes: str | None
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def whole(self) -> bool:
@@ -72,6 +75,7 @@ def build_corpus(
     workers: int = 1,
     trials: int = 48,
     connectomes: Path | None = None,
+    drawing: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
     """Simulate what is missing of a corpus. The files do not depend on `workers` or on what was there.
@@ -88,6 +92,7 @@ def build_corpus(
         trials: Of each patient.
         connectomes: Folder of group connectomes; STIMOPT_DATA/connectomes unless told. Without any, cohorts have
             balls of tissue made at run time.
+        drawing: How stimuli are drawn, options of what records.
         progress: Called with how many patients are done and how many there are.
 
     Returns:
@@ -97,8 +102,9 @@ def build_corpus(
         ConfigError: If a family is unknown, a share is not positive, or the held-out family is to be trained on.
     """
     planned = corpus_plan(
-        folder, families=families, patients=patients, first=first, seed=seed, trials=trials, connectomes=connectomes
-    )
+        folder, families=families, patients=patients, first=first, seed=seed, trials=trials, connectomes=connectomes,
+        drawing=drawing,
+    )  # fmt: skip
     missing = [record for record in planned if not record.whole]
     done = len(planned) - len(missing)
     for refusal in _in_processes(missing, workers):
@@ -119,6 +125,7 @@ def corpus_plan(
     seed: int,
     trials: int,
     connectomes: Path | None = None,
+    drawing: Mapping[str, Any] | None = None,
 ) -> tuple[VirtualRecord, ...]:
     """What `build_corpus` makes, in its order; see there."""
     shares = dict(families) if isinstance(families, Mapping) else dict.fromkeys(families, 1.0)
@@ -127,7 +134,7 @@ def corpus_plan(
     return tuple(
         VirtualRecord(
             folder / f"{family}-{number:06d}.safetensors", family, number, stream_seed(seed, "corpus", number), trials,
-            groups,
+            groups, drawing or {},
         )
         for number, family in enumerate(interleaved(shares, patients), first)
     )  # fmt: skip
@@ -184,8 +191,9 @@ def _write(record: VirtualRecord) -> str | None:
             system = plugins.build("corpus_patients", record.family, options, {})
             write = plugins.find("corpora", _RECORD)
             write(
-                record.path, system, name=record.path.stem, family=record.family, seed=record.seed, trials=record.trials
-            )
+                record.path, system, name=record.path.stem, family=record.family, seed=record.seed,
+                trials=record.trials, **record.drawing,
+            )  # fmt: skip
         except DataError as error:
             return str(error)
     return None

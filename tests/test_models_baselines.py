@@ -14,7 +14,7 @@ from stimopt.models.delay_embedding import fit_delay_embedding
 from stimopt.models.distance_decay import fit_distance_decay
 from stimopt.models.felt import felt
 from stimopt.models.impulse import convolve, delay_basis
-from stimopt.models.impulse_regression import fit_impulse_regression
+from stimopt.models.impulse_regression import TIRINGS, fit_impulse_regression
 from stimopt.models.nearest import fit_nearest
 from stimopt.models.other_sites import fit_other_sites
 from stimopt.models.recurrent import fit_recurrent
@@ -148,6 +148,20 @@ def test_an_impulse_regression_answers_an_unseen_site_by_distance(truth):
     fitted = fit_impulse_regression(trials[~unseen])
     answer = fitted.forecast(trials.context[unseen], trials.stimulus[unseen]).mean
     assert (answer - response[unseen]).norm() / response[unseen].norm() < 0.05  # seen: 0.02, the ridge
+
+
+def test_an_impulse_regression_finds_out_how_pulses_tire(truth):
+    """Trains of several pulses, which count less the more came before: another choice does not explain the answers."""
+    stimulus = replace(one_contact_each(truth, 72, 9), pulses=torch.full((72,), 4.0).double())
+    window = window_of(recorded(truth, stimulus, torch.zeros(72, 6, 125).double()))
+    basis = delay_basis(16, 125, torch.zeros(()).double())
+    kernel = torch.randn(6, 12, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64) @ basis
+    for tiring in TIRINGS:
+        answers = convolve(kernel, window.drive_ma(stimulus, tiring))
+        fitted = fit_impulse_regression(recorded(truth, stimulus, answers))
+        assert fitted.tiring == tiring
+        assert (fitted.kernel - kernel).norm() / kernel.norm() < 0.01
+        assert (fitted.effect_uv(stimulus) - answers).norm() / answers.norm() < 0.01
 
 
 def test_a_delay_embedding_recovers_a_known_linear_system(truth):

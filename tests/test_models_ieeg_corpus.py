@@ -27,6 +27,7 @@ from stimopt.models.ieeg_stimuli import (
     draw_stimuli,
     nearby,
     site_weights,
+    with_shares,
     with_silence,
 )
 from stimopt.montage import Contact, monopolar
@@ -142,6 +143,35 @@ def test_a_moved_neighbour_shares_a_contact():
     assert entered[part].unique().tolist() == [3]  # the contact that both sites share keeps some of its own current
     assert 0.3 < float(whole.sum() / moved.sum()) < 0.7
     assert float(other.amplitude_ma.sum(-1).abs().max()) < 1e-12
+
+
+def test_a_shared_current_is_whole_and_split_between_neighbours():
+    montage, whole = shafts(12), draw_stimuli(shafts(12), 400, generator(11))
+    shared = with_shares(whole, 0.25, generator(12))
+    changed = (shared.amplitude_ma != whole.amplitude_ma).any(-1)
+    assert int(changed.sum()) == 100
+    part = shared.amplitude_ma[changed] @ torch.linalg.pinv(site_weights(montage))
+    kept, moved = part.abs().topk(2, -1).values.unbind(-1)
+    current_ma = whole.amplitude_ma[changed].abs().amax(-1)
+    torch.testing.assert_close(kept + moved, current_ma)
+    torch.testing.assert_close(part.abs().sum(-1), current_ma)
+    assert float((moved / current_ma).min()) < 0.05  # any share, from none to half in the lesser of both
+    assert float((moved / current_ma).max()) > 0.45
+
+
+def test_a_neighbour_of_a_shared_current_has_as_much_of_it():
+    shared = with_shares(draw_stimuli(shafts(12), 400, generator(13)), 1.0, generator(14))
+    beside = nearby(shared, generator(15), changes=(0.0, 0.0, 0.0, 1.0))
+    back = torch.linalg.pinv(site_weights(shafts(12)))
+    whole, moved = ((x.amplitude_ma @ back).sum(-1).abs() for x in (shared, beside))
+    torch.testing.assert_close(moved, whole)
+    assert bool((beside.amplitude_ma != shared.amplitude_ma).any(-1).all())
+
+
+def test_without_shares_stimuli_and_their_stream_are_as_they_were():
+    stimulus, source = draw_stimuli(shafts(12), 20, generator(16)), generator(17)
+    assert with_shares(stimulus, 0.0, source) is stimulus
+    assert torch.equal(torch.rand(3, generator=source), torch.rand(3, generator=generator(17)))
 
 
 def test_a_silent_stimulus_is_beside_one_with_a_current():

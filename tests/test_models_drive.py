@@ -1,0 +1,89 @@
+"""What models see of pulses: those that follow others, and how they may count less."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from linear_truth import shafts
+
+from stimopt.models.drive import (
+    Tiring,
+    leading_current_ma,
+    pulse_course,
+    repeated_course,
+    tired_current_ma,
+)
+from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
+
+RATE_HZ, SAMPLES = 250.0, 125
+FADING_S = (0.02, 0.08)
+
+
+def train(frequency_hz: float = 40.0, pulses: float = 3.0, amplitude_ma: float = 2.0) -> Stimulus:
+    made = pulse_train(shafts(4), "A1-A2", amplitude_ma=amplitude_ma, frequency_hz=frequency_hz, pulse_width_us=150.0)
+    return replace(made, pulses=torch.full_like(made.pulses, pulses))
+
+
+def test_a_pulse_weighs_what_earlier_ones_have_left():
+    course, frequency = repeated_course(train(), RATE_HZ, SAMPLES, FADING_S), 40.0
+    for row, constant in zip(course, FADING_S, strict=True):
+        kept = math.exp(-1 / (frequency * constant))
+        left = [0.0, kept, kept + kept**2]
+        found = [
+            float(row[round(k / frequency * RATE_HZ) : round(k / frequency * RATE_HZ) + 3].sum()) for k in range(3)
+        ]
+        assert found == pytest.approx([t / (1 + t) for t in left])
+
+
+def test_the_weight_of_a_pulse_does_not_depend_on_the_rate():
+    course = [repeated_course(train(37.0, 5.0), rate, round(0.5 * rate), FADING_S).sum(-1) for rate in (250.0, 1000.0)]
+    torch.testing.assert_close(*course)
+
+
+def test_more_pulses_than_samples_are_counted_too():
+    fast = train(900.0, 40.0)
+    at_once = repeated_course(fast, RATE_HZ, SAMPLES, FADING_S).sum(-1)
+    apart = repeated_course(fast, 9000.0, 500, FADING_S).sum(-1)
+    torch.testing.assert_close(at_once, apart)
+
+
+def test_silence_and_single_pulses_follow_nothing():
+    silent = repeated_course(no_stimulus(shafts(4), (2,)), RATE_HZ, SAMPLES, FADING_S)
+    single = repeated_course(train(pulses=1.0), RATE_HZ, SAMPLES, FADING_S)
+    assert silent.shape == (2, 2, SAMPLES)
+    assert not silent.any()
+    assert not single.any()
+
+
+def test_slow_weak_trains_drive_as_rectified_current_does():
+    """What fades is gone after 2.5 constants' length, and a thousandth of the bend is in proportion."""
+    weak, tiring = train(8.0, 3.0, amplitude_ma=0.001), Tiring(1.0, 0.005, 200.0)
+    tired = tired_current_ma(weak, RATE_HZ, SAMPLES, tiring)
+    torch.testing.assert_close(tired, leading_current_ma(weak, RATE_HZ, SAMPLES), rtol=1e-6, atol=0.0)
+
+
+def test_strong_fast_pulses_count_less_and_the_first_in_full():
+    strong, tiring = train(100.0, 4.0, amplitude_ma=5.0), Tiring(4.0, 0.02, 200.0)
+    share = tired_current_ma(strong, 1000.0, 500, tiring) / leading_current_ma(strong, 1000.0, 500)
+    bent = 200 / 750 * math.asinh(750 / 200)
+    kept = math.exp(-1 / 2)
+    left = [0.0, kept, kept + kept**2, kept + kept**2 + kept**3]
+    found = share[0][pulse_course(strong, 1000.0, 500) > 0.5]
+    assert found.tolist() == pytest.approx([bent / (1 + 4 * t) for t in left])
+
+
+@pytest.mark.parametrize("name", ["frequency_hz", "pulse_width_us", "amplitude_ma", "onset_s"])
+def test_slopes_agree_with_finite_differences(name):
+    at, tiring = train(41.3, 5.0), Tiring(2.0, 0.03, 200.0)
+    current_ma = torch.tensor([-2.0, 1.1, 0.6, 0.3], dtype=torch.float64)  # none at the kink of zero
+    at = replace(at, onset_s=at.onset_s + 0.0013, amplitude_ma=current_ma)
+    weight = torch.randn(8, SAMPLES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def read(value: torch.Tensor) -> torch.Tensor:
+        turned = replace(at, **{name: value})
+        repeated = repeated_course(turned, RATE_HZ, SAMPLES, FADING_S)
+        return (weight * tired_current_ma(turned, RATE_HZ, SAMPLES, tiring)).sum() + (weight[:2] * repeated).sum()
+
+    start = getattr(at, name).clone().requires_grad_(True)
+    assert torch.autograd.gradcheck(read, (start,), eps=1e-7, rtol=1e-5, atol=1e-5)
