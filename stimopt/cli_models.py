@@ -17,6 +17,7 @@ def skill(
     patients: Annotated[int, typer.Option(min=1, help="Of each family.")] = 20,
     trials: Annotated[Optional[list[int]], typer.Option(min=0, help="Past trials; repeat.")] = None,  # noqa: UP045
     split: Annotated[Names, typer.Option(help="Which splits; repeat. All, if not given.")] = None,
+    unseen: Annotated[str, typer.Option(help="What past trials leave out: some sites, or a whole shaft.")] = "sites",
     stimuli: Annotated[int, typer.Option(min=1, help="In each split.")] = 8,
     repeats: Annotated[int, typer.Option(min=2, help="Of each stimulus, from other states.")] = 8,
     slope_points: Annotated[int, typer.Option(min=0, help="Where slopes are compared; 0 for none.")] = 16,
@@ -37,7 +38,7 @@ def skill(
     judged = contenders([model, *(also or [])], trials or (0, 1, 5, 20), against)
     settings = ProtocolSettings(
         families=tuple(family or ["jansen-rit"]), patients=patients, splits=tuple(split or SPLITS),
-        stimuli=stimuli, repeats=repeats, slope_points=slope_points, seeds=tuple(range(seeds)),
+        stimuli=stimuli, repeats=repeats, slope_points=slope_points, seeds=tuple(range(seeds)), unseen=unseen,
     )  # fmt: skip
     table = run_protocol(out, settings, judged, workers=workers, resume=resume, progress=None if as_json else of_all)
     bars = protocol_bars(table, judged[0].label)

@@ -27,7 +27,7 @@ from .errors import ConfigError, RunError, StimoptError
 from .forecaster import Context, Trials
 from .gradient_fidelity import SlopePoints, slope_fidelity, slope_points
 from .protocol_readings import examined
-from .protocol_splits import SPLITS, Design, StimulusRanges, split_sites
+from .protocol_splits import SPLITS, Design, StimulusRanges, shaft_out, split_sites
 from .protocol_table import ProtocolTable, protocol_table
 from .protocol_trials import Examination, examination, past_trials, resting
 from .provenance import provenance, write_atomically
@@ -37,6 +37,7 @@ from .tensors import one_thread, stream_seed
 FIRST_PATIENT = 200_000
 WINDOW_S, RATE_HZ = 0.5, 250.0
 SETTINGS_FILE = "protocol.json"
+UNSEEN = {"sites": split_sites, "shaft": shaft_out}
 _GROWS = ("families", "patients", "first_patient", "seeds")  # a run may go on with others: each has its own rows
 
 Progress = Callable[[int, int], None]
@@ -58,6 +59,7 @@ class ProtocolSettings:
         slope_states: States from which each point is delivered.
         slope_futures: Draws of the noise that its effects are means of.
         seeds: Each draws its own past trials and fits anew; tests stay.
+        unseen: What past trials leave out: some "sites", or a whole "shaft".
         ranges: Of the stimuli.
         system_options: Options of the systems, such as regions or contacts.
     """
@@ -73,6 +75,7 @@ class ProtocolSettings:
     slope_states: int = 4
     slope_futures: int = 4
     seeds: tuple[int, ...] = (0,)
+    unseen: str = "sites"
     ranges: StimulusRanges = field(default_factory=StimulusRanges)
     system_options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -82,6 +85,8 @@ class ProtocolSettings:
                 f"{self.patients} patients, {self.stimuli} stimuli, {self.repeats} repeats from {self.states} states: "
                 "patients and stimuli are 1 or more, repeats 2 or more and no more than states."
             )
+        if self.unseen not in UNSEEN:
+            raise ConfigError(f"unseen is {self.unseen!r}; there are {', '.join(UNSEEN)}.")
         unknown = set(self.splits) - set(SPLITS)
         if unknown:
             raise ConfigError(f"splits {', '.join(sorted(unknown))} are not known; there are {', '.join(SPLITS)}.")
@@ -219,7 +224,7 @@ def _nothing(family: str, number: int) -> dict[str, Any]:
 def _case(settings: ProtocolSettings, family: str, number: int) -> _Case:
     system = patient_system(family, number, settings.system_options)
     seed = stream_seed(0, "protocol", family, number)
-    design = Design(system.montage, split_sites(system.montage, seed), settings.ranges)
+    design = Design(system.montage, UNSEEN[settings.unseen](system.montage, seed), settings.ranges)
     exam = examination(
         system, design, splits=settings.splits, stimuli=settings.stimuli, repeats=settings.repeats,
         states=settings.states, seed=seed,

@@ -13,6 +13,8 @@ opens one such band and leaves the rest as it was. Sites are neighbouring pairs 
 | width | pulse widths between those seen |
 | sites-touching | the pair; one of its contacts was seen in another pair |
 | sites | the pair, and both contacts where the montage allows |
+
+Instead of single pairs a whole shaft can be kept out of the past (`shaft_out`): "sites" are then its pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -134,6 +136,29 @@ def split_sites(montage: Montage, seed: int) -> Sites:
     seen = _apart(pairs, unseen)
     touching = tuple(p for p in pairs if p not in unseen and p not in seen)
     return Sites(seen, touching, tuple(p for p in pairs if p in unseen), True)
+
+
+def shaft_out(montage: Montage, seed: int) -> Sites:
+    """Hold all pairs of one shaft out.
+
+    Args:
+        montage: Of the patient.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: If fewer than two shafts have a pair, or the others have fewer than two pairs.
+    """
+    pairs, shaft = _pairs(montage), {contact.name: contact.shaft for contact in montage.contacts}
+    names = list(dict.fromkeys(shaft[pair.split("-")[0]] for pair in pairs))
+    held = names[int(torch.randint(len(names), (), generator=generator(seed, "shaft")))]
+    unseen = tuple(pair for pair in pairs if shaft[pair.split("-")[0]] == held)
+    seen = tuple(pair for pair in pairs if pair not in unseen)
+    if len(seen) < 2:
+        raise ConfigError(
+            f"{len(seen)} of this montage's {len(pairs)} pairs lie beside shaft {held}; to hold a whole shaft out "
+            "takes two pairs on others."
+        )
+    return Sites(seen, (), unseen, True)
 
 
 @dataclass(frozen=True)

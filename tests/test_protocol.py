@@ -25,7 +25,7 @@ from stimopt.montage import Contact, monopolar
 from stimopt.protocol import FIRST_PATIENT, ProtocolSettings, patient_system, read_protocol, run_protocol
 from stimopt.protocol_bars import protocol_bars
 from stimopt.protocol_readings import correlation, examined, noise_ceiling, responsive, single_ceiling
-from stimopt.protocol_splits import Design, StimulusRanges, split_sites
+from stimopt.protocol_splits import Design, StimulusRanges, shaft_out, split_sites
 from stimopt.protocol_table import SHOWN, protocol_table
 from stimopt.protocol_trials import examination, past_trials, resting
 from stimopt.recorded_protocol import CCEP, ccep_trials, leave_sites_out
@@ -139,6 +139,26 @@ def test_unseen_sites_are_spread_over_the_shafts():
     shafts = [Contact(f"{s}{i}", (10.0 * j, 3.5 * i, 0.0), shaft=s) for j, s in enumerate("AB") for i in range(6)]
     for seed in range(10):
         assert {pair[0] for pair in split_sites(monopolar(shafts), seed).unseen} == {"A", "B"}
+
+
+def test_a_shaft_that_is_held_out_meets_no_past_trial():
+    shafts = [Contact(f"{s}{i}", (10.0 * j, 3.5 * i, 0.0), shaft=s) for j, s in enumerate("ABC") for i in range(4)]
+    montage, held = monopolar(shafts), set()
+    for seed in range(12):
+        sites = shaft_out(montage, seed)
+        (name,) = {pair[0] for pair in sites.unseen}
+        past = Design(montage, sites).past(30, generator(seed))
+        stimulated = {contact[0] for row in past.amplitude_ma for contact in of_site(montage, row)}
+        assert stimulated == set("ABC") - {name}
+        assert len(sites.unseen) == 3
+        held.add(name)
+    assert held == set("ABC")
+
+
+def test_one_shaft_cannot_be_held_out():
+    lead = monopolar([Contact(f"D{i}", (0.0, 0.0, 2.0 * i), shaft="D") for i in range(6)])
+    with pytest.raises(ConfigError, match="0 of this montage's 5 pairs lie beside shaft D"):
+        shaft_out(lead, 0)
 
 
 def test_a_lead_too_short_for_unseen_contacts_says_so():
@@ -412,6 +432,8 @@ def test_settings_that_make_no_sense_are_refused():
         ProtocolSettings(repeats=9, states=8)
     with pytest.raises(ConfigError, match="splits days are not known"):
         ProtocolSettings(splits=("days",))
+    with pytest.raises(ConfigError, match="unseen is 'heads'; there are sites, shaft"):
+        ProtocolSettings(unseen="heads")
     assert len(ProtocolSettings(families=("a", "b"), patients=3).cases) == 6
 
 
