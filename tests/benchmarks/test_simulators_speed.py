@@ -371,8 +371,8 @@ def test_gradients_cost_a_few_passes(tracts, late, scheme, dt_s):
     )
     torch.testing.assert_close(slopes.sum(), slope, rtol=1e-3, atol=1e-6)  # float32, two orders of summation
     assert ratios[1] < 3.5
-    # 1.6 is asked: reached without delays (1.5 to 1.7), missed with them (1.7 to 2.1), where the past of values and
-    # tangents together, 54 MB at 0.1 ms, no longer fits the 32 MB of cache that the past of values alone does
+    # 1.6 is asked: reached without delays (1.5 to 1.7), missed with them (1.7 to 2.2, on machines with 32 MB and with
+    # 260 MB of last-level cache alike): the past is read twice, which costs twice, and a unit half as much again
     assert ratios[0] < 2.5
 
 
