@@ -8,6 +8,7 @@
 | r2_effect, r_effect | E[y given stimulus] - E[y given none], same states and noise | 1 |
 | r | correlation of single answers with their forecasts | below 1 |
 | crps_uv | continuous ranked probability score | 0 |
+| energy_uv | energy score of whole windows, all channels together | 0 |
 | coverage_50 .. coverage_95 | share of samples inside the central interval | its name |
 | r2_shuffled | r2 with another test stimulus in the place of each (first repeats alone) | far below r2 |
 
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from .forecaster import Forecaster
 from .protocol_trials import Examination, Pool, Repeats, repeated
-from .skill import crps, r_squared
+from .skill import crps, energy_score, r_squared
 from .stimulus import Stimulus, no_stimulus
 from .tensors import concatenate, generator
 
@@ -51,6 +52,7 @@ class _Read:
 
     mean_uv: Float[Tensor, "stimulus repeat channel time"]
     crps_uv: float
+    energy_uv: float
     coverage: Mapping[str, float]
 
 
@@ -121,7 +123,8 @@ def _judged(
     return {
         **_by_channel(read.mean_uv, effect_uv, pool, repeats, every, ""),
         **_by_channel(read.mean_uv, effect_uv, pool, repeats, responds, "_responsive"),
-        "crps_uv": read.crps_uv, **read.coverage, "r2_shuffled": _shuffled(forecaster, pool, repeats, dealt),
+        "crps_uv": read.crps_uv, "energy_uv": read.energy_uv, **read.coverage,
+        "r2_shuffled": _shuffled(forecaster, pool, repeats, dealt),
         "responsive_channels": float(responds.sum()), "ms_per_forecast": spent_ms,
     }  # fmt: skip
 
@@ -169,18 +172,20 @@ def _singles(signal_uv: Float[Tensor, "*rows channel time"]) -> Float[Tensor, "r
 def _read(forecaster: Forecaster, pool: Pool, repeats: Repeats, seed: int) -> _Read:
     rows, many = repeats.state.flatten(), repeated(repeats.stimulus, repeats.state.shape[-1])
     truth = repeats.answer_uv.flatten(1, 2)  # [future, row, channel, time]
-    means, scores, inside = [], 0.0, dict.fromkeys(COVERAGES, 0.0)
+    means, scores, energy, inside = [], 0.0, 0.0, dict.fromkeys(COVERAGES, 0.0)
     for first in range(0, len(rows), _CHUNK):
         part = slice(first, first + _CHUNK)
         forecast = forecaster.forecast(pool.contexts[rows[part]], many[part])
         means.append(forecast.mean.to(truth))
         bounds = {share: [forecast.quantile((1 + sign * share) / 2) for sign in (-1, 1)] for share in COVERAGES}
+        energy += float(energy_score(forecast, truth[:, part], seed=seed).sum())
         for answer in truth[:, part]:
             scores += float(crps(forecast, answer, seed=seed).sum())
             for share, (low, high) in bounds.items():
                 inside[share] += float(((answer >= low) & (answer <= high)).sum())
     coverage = {f"coverage_{round(100 * share)}": count / truth.numel() for share, count in inside.items()}
-    return _Read(torch.cat(means).unflatten(0, tuple(repeats.state.shape)), scores / truth.numel(), coverage)
+    mean_uv = torch.cat(means).unflatten(0, tuple(repeats.state.shape))
+    return _Read(mean_uv, scores / truth.numel(), energy / truth.shape[:2].numel(), coverage)
 
 
 @torch.no_grad()

@@ -14,13 +14,13 @@ import pandas as pd
 from .statistics import Interval, bootstrap_interval, paired_difference
 
 SHOWN = (
-    "r2", "r2_mean", "r2_mean_share", "r2_mean_share_responsive", "r2_effect", "r2_shuffled", "crps_uv", "coverage_50",
-    "coverage_80", "coverage_90", "coverage_95",
+    "r2", "r2_mean", "r2_mean_share", "r2_mean_share_responsive", "r2_effect", "r2_shuffled", "crps_uv", "energy_uv",
+    "coverage_50", "coverage_80", "coverage_90", "coverage_95",
 )  # fmt: skip
 _READ = ("r2_mean_share", "r2_mean", "r2_effect", "r2", "r2_shuffled", "crps_uv", "coverage_90")  # fits a screen
 _SLOPES = ("sign", "cosine", "ceiling")
-COMPARED = ("r2_mean", "r2_effect", "crps_uv")
-_LOWER = ("crps_uv",)  # better when lower; differences are turned so that more is always better
+COMPARED = ("r2_mean", "r2_effect", "crps_uv", "energy_uv")
+_LOWER = ("crps_uv", "energy_uv")  # better when lower; differences are turned so that more is always better
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ProtocolTable:
         """How much better a contender is than each other one fitted on `against_trials`, on the same patients.
 
         The median over patients of the paired difference with its 95 % interval, positive where `model` is better
-        (crps_uv is turned round); `ahead` says whether the interval lies above zero.
+        (scores in uV are turned round); `ahead` says whether the interval lies above zero.
 
         Args:
             model: Label of the contender.

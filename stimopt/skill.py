@@ -28,6 +28,7 @@ from .history import settings_matrix
 from .tensors import generator
 
 _CHUNK = 128  # trials forecast at once
+_WINDOWS_DRAWN = 32
 _DRAWS = 64  # for forecasts whose score has no closed form
 
 Reading = Callable[[Forecast, Tensor], Float[Tensor, "trial channel time"]]
@@ -118,6 +119,28 @@ def crps(
     rank = torch.arange(_DRAWS, dtype=draws.dtype, device=draws.device) * 2 - _DRAWS + 1
     apart = torch.einsum("s,s...->...", rank, draws) / (_DRAWS * (_DRAWS - 1))  # half the mean distance of two draws
     return off - apart
+
+
+def energy_score(
+    forecast: Forecast, signal_uv: Float[Tensor, "#answer *batch channel time"], *, seed: int = 0
+) -> Float[Tensor, "answer *batch"]:
+    """Energy score of whole windows in uV, smaller is better: E|X - y| - E|X - X'| / 2, |.| the root mean square.
+
+    Unlike the score of each sample it tells whether channels and times go together as they do in the forecast. By 32
+    draws, each beside the next; unbiased.
+
+    Args:
+        forecast: Of a batch.
+        signal_uv: What followed; several answers to the same forecast share its draws.
+        seed: Of the draws.
+    """
+    draws = forecast.rsample(_WINDOWS_DRAWN, generator(seed, "energy score"))  # [draw, *batch, channel, time]
+    apart = _size(draws - draws.roll(1, 0)).mean(0)
+    return torch.stack([_size(draws - answer.to(draws)).mean(0) - apart / 2 for answer in signal_uv])
+
+
+def _size(window_uv: Float[Tensor, "*batch channel time"]) -> Float[Tensor, "*batch"]:
+    return window_uv.square().mean((-2, -1)).sqrt()
 
 
 def _read(forecaster: Forecaster, trials: Trials, reading: Reading) -> Float[Tensor, "trial channel time"]:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from linear_truth import RATE_HZ, linear_truth, silent_rows
+from linear_truth import RATE_HZ, linear_truth, shafts, silent_rows
 
 from stimopt.errors import DataError, ShapeError, SpaceError
 from stimopt.forecaster import Context, GaussianForecast, Trials
@@ -27,7 +27,7 @@ from stimopt.models import (
 from stimopt.models.ieeg_network import place_features, stimulus_features
 from stimopt.montage import Contact, monopolar
 from stimopt.response import Response
-from stimopt.skill import crps, held_out_skill, split_trials
+from stimopt.skill import crps, energy_score, held_out_skill, split_trials
 from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator, map_tensors
 from stimopt.testing import check_forecaster
@@ -236,6 +236,26 @@ def test_the_score_from_draws_agrees_with_the_closed_one(trials, fitted):
         "log_prob": forecast.log_prob,
     })()  # fmt: skip
     assert abs(float(crps(plain, truth_uv).mean() / crps(forecast, truth_uv).mean()) - 1) < 0.02
+
+
+def test_the_energy_score_of_a_single_sample_is_its_crps():
+    template = Response(monopolar([Contact("A1")]), torch.zeros(1, 1), RATE_HZ)
+    forecast = GaussianForecast(template, torch.ones(1, 1), torch.zeros(0, 1, 1))
+    answers = torch.tensor([0.0, 1.5]).reshape(2, 1, 1)
+    scores = torch.stack([energy_score(forecast, answers, seed=seed) for seed in range(600)]).mean(0)
+    exact = torch.stack([crps(forecast, answer).squeeze() for answer in answers])
+    torch.testing.assert_close(scores, exact, rtol=0, atol=0.015)  # 600 times 32 draws: three standard errors
+
+
+def test_the_energy_score_prefers_who_knows_that_channels_go_together():
+    """Each sample has the same law in both forecasts; windows move as a whole, as the truth does, in one alone."""
+    template = Response(shafts(4), torch.zeros(4, 20), RATE_HZ)
+    whole = GaussianForecast(template, torch.full((4, 20), 0.1), torch.ones(1, 4, 20))
+    apart = GaussianForecast(template, whole.total_scale_uv, torch.zeros(0, 4, 20))
+    truth = whole.rsample(400, torch.Generator().manual_seed(0)).float()
+    scores = [float(energy_score(forecast, truth).mean()) for forecast in (whole, apart)]
+    assert scores[0] < 0.9 * scores[1]
+    assert float(crps(whole, truth).mean()) == pytest.approx(float(crps(apart, truth).mean()))
 
 
 def test_a_split_loses_no_trial_and_uses_none_twice(trials):
