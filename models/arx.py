@@ -6,13 +6,14 @@ its sign when the polarity turns, so an unrectified input averages to nothing.
 
 The kernels are those of the ARX model (one-step ridge regression, Ljung 1999, section
 4.2), or finite impulse responses fitted to whole windows, or the first mended by the
-second; lags, ridges and this choice are what forecast whole held-out windows best.
+second; lags, ridges, this choice and whether later pulses count less (`drive.TIRINGS`) are what forecast whole held-out
+windows best.
 
 Reference: Ljung, System Identification (2nd ed., 1999). Rectified input: measured here, see the skill tables.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 
 from .arx_regression import DIRECT_RIDGES, AutoRegression, DirectKernels, autoregress, grid
+from .drive import TIRINGS, Tiring
 from .folds import folds_of
 from .impulse import convolve
 from .residuals import noisy_forecast, residual_noise
@@ -31,10 +33,10 @@ from .window import Window, contiguous, in_double, window_from_dict, window_of
 
 @dataclass(frozen=True)
 class ArxForecaster(Forecaster):
-    """Free run of the context plus kernels on rectified current. Linear, so differentiable in the stimulus.
+    """Free run of the context plus kernels on rectified current. Differentiable in the stimulus.
 
     Attributes:
-        window: What it was fitted on.
+        window: What it was fitted on, and how pulses count.
         rest_uv: Mean of each channel.
         free_run: Weight of each of the last context samples, newest first, on each forecast sample.
         kernel: uV per mA of rectified current (mean over one sample), cathodic of all contacts, then anodic.
@@ -66,7 +68,10 @@ class ArxForecaster(Forecaster):
         return cls(window=window_from_dict(config["window"]), **tensors)
 
 
-def fit_arx(trials: Trials, *, seed: int = 0, lags: int = 16, factors: int = 12, folds: int = 3) -> ArxForecaster:
+def fit_arx(
+    trials: Trials, *, seed: int = 0, lags: int = 16, factors: int = 12, folds: int = 3,
+    tirings: Sequence[Tiring | None] = TIRINGS,
+) -> ArxForecaster:  # fmt: skip
     """Vector autoregression with polarity-rectified stimulation current as input.
 
     Args:
@@ -75,16 +80,21 @@ def fit_arx(trials: Trials, *, seed: int = 0, lags: int = 16, factors: int = 12,
         lags: Most samples of the past that the autoregression may use.
         factors: How many shared noise factors at most.
         folds: In how many parts the trials are cut.
+        tirings: How pulses may count; the one that forecasts held-out trials best is kept.
 
     Raises:
         DataError: If there are fewer than four trials, or no signals.
     """
-    window, trials = window_of(trials), in_double(trials)
+    plain, trials = window_of(trials), in_double(trials)
     parts = folds_of(len(trials), folds, seed)
-    regressions = [autoregress(window, trials[part], lags) for part in parts]
-    cuts = [_fold(window, trials[_without(parts, i)], _sum(regressions, i)) for i in range(len(parts))]
-    choice, residual = _chosen(trials, parts, cuts)
-    whole = _fold(window, trials, _sum(regressions, None))
+    tried = []
+    for window in (replace(plain, tiring=tiring) for tiring in tirings):
+        regressions = [autoregress(window, trials[part], lags) for part in parts]
+        cuts = [_fold(window, trials[_without(parts, i)], _sum(regressions, i)) for i in range(len(parts))]
+        choice, residual = _chosen(trials, parts, cuts)
+        tried.append((_loss(trials, residual), choice, residual, window, _sum(regressions, None)))
+    _, choice, residual, window, regression = min(tried, key=lambda one: one[0])
+    whole = _fold(window, trials, regression)
     noise = residual_noise(residual, window.rate_hz, factors)
     return contiguous(ArxForecaster(window, whole.rest_uv, *whole.fitted(choice), *noise))
 

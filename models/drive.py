@@ -92,6 +92,11 @@ class Tiring:
     bend_ma_us: float
 
 
+TIRINGS: tuple[Tiring | None, ...] = (None, Tiring(2.0, 0.03, 200.0), Tiring(4.0, 0.02, 200.0))
+"""How pulses may count, for linear models to choose from on held-out trials. With the two besides None, effects were
+forecast best on simulated patients kept for validation."""
+
+
 def tired_current_ma(
     stimulus: Stimulus, rate_hz: float, samples: int, tiring: Tiring
 ) -> Float[Tensor, "*batch input time"]:

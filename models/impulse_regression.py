@@ -3,7 +3,7 @@
     y_c(t) = rest_c + sum over input i, lag l of  K_ci(l) u_i(t - l)
 
 with u the rectified current of each contact, cathodic and anodic apart. Pulses count alike, or the less the more came
-before them, and charge in proportion or bent (`TIRINGS`): which, held-out trials say. The kernels K are
+before them, and charge in proportion or bent (`drive.TIRINGS`): which, held-out trials say. The kernels K are
 built up in three ridge regressions, each on what the one before left over: kernels of
 distance that all channels share, kernels of distance of each channel's own, and kernels
 of each channel for each contact. Ridges, and which of the three to have, are what
@@ -15,7 +15,7 @@ Learning (2nd ed., 2009), section 3.4; a static bend before a linear filter, Hun
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 
-from .drive import Tiring
+from .drive import TIRINGS, Tiring
 from .felt import at_rest_uv, spread_kernels, unit_uv
 from .folds import folds_of
 from .impulse import convolve, delay_basis, filtered
@@ -34,8 +34,6 @@ from .window import Window, contiguous, in_double, window_from_dict, window_of
 
 _RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal; spans from free to nearly zero kernels
 _BASIS = 16
-TIRINGS: tuple[Tiring | None, ...] = (None, Tiring(2.0, 0.03, 200.0), Tiring(4.0, 0.02, 200.0))
-"""How pulses may count. The two besides None forecast effects best on simulated patients kept for validation."""
 _FOLDS = 4
 _CHUNK = 16  # trials whose regressors are held at once
 
@@ -45,12 +43,11 @@ class ImpulseForecaster(Forecaster):
     """Kernels on rectified current. Differentiable in the stimulus.
 
     Attributes:
-        window: What it was fitted on.
+        window: What it was fitted on, and how pulses count.
         rest_uv: Mean of each channel.
         kernel: uV per mA of rectified current (mean over one sample), cathodic of all contacts, then anodic.
         scale_uv: Independent noise.
         factors_uv: Shared noise.
-        tiring: How pulses count; None for all alike.
     """
 
     window: Window
@@ -58,30 +55,26 @@ class ImpulseForecaster(Forecaster):
     kernel: Float[Tensor, "channel input lag"]
     scale_uv: Float[Tensor, "channel time"]
     factors_uv: Float[Tensor, "factor channel time"]
-    tiring: Tiring | None = None
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
         self.window.context_signal(context, stimulus)  # refuses what does not fit
-        mean = _answer(self.window, self.rest_uv, self.kernel, stimulus, self.tiring)
+        mean = _answer(self.window, self.rest_uv, self.kernel, stimulus)
         return noisy_forecast(self.window, mean, self.scale_uv, self.factors_uv)
 
     def effect_uv(self, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
         """What a stimulus adds to the mean; no context is needed to know it."""
-        return _answer(self.window, torch.zeros_like(self.rest_uv), self.kernel, stimulus, self.tiring)
+        return _answer(self.window, torch.zeros_like(self.rest_uv), self.kernel, stimulus)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
         names = ("rest_uv", "kernel", "scale_uv", "factors_uv")
-        told = None if self.tiring is None else asdict(self.tiring)
-        return {"window": self.window.to_dict(), "tiring": told}, {name: getattr(self, name) for name in names}
+        return {"window": self.window.to_dict()}, {name: getattr(self, name) for name in names}
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ImpulseForecaster":
         """See Saveable."""
-        told = config.get("tiring")
-        tiring = None if told is None else Tiring(**told)
-        return cls(window=window_from_dict(config["window"]), tiring=tiring, **tensors)
+        return cls(window=window_from_dict(config["window"]), **tensors)
 
 
 def fit_impulse_regression(
@@ -98,23 +91,21 @@ def fit_impulse_regression(
     Raises:
         DataError: If there are fewer than four trials, or no signals.
     """
-    window, trials = window_of(trials), in_double(trials)
+    plain, trials = window_of(trials), in_double(trials)
     parts = folds_of(len(trials), _FOLDS, seed)
     rest, unit = at_rest_uv(trials), unit_uv(trials)
-    basis = delay_basis(_BASIS, window.lead + window.samples, unit)
+    basis = delay_basis(_BASIS, plain.lead + plain.samples, unit)
     tried = []
-    for tiring in tirings:
-        told = [_products(window, trials[part], rest, unit, basis, tiring) for part in parts]
-        tried.append((*_chosen(window, told), told, tiring))
-    _, ridges, products, tiring = max(tried, key=lambda one: one[0])
+    for window in (replace(plain, tiring=tiring) for tiring in tirings):
+        told = [_products(window, trials[part], rest, unit, basis) for part in parts]
+        tried.append((*_chosen(window, told), told, window))
+    _, ridges, products, window = max(tried, key=lambda one: one[0])
     residual = torch.empty_like(trials.response.signal_uv)
     for i, part in enumerate(parts):
         kernel = _kernel(window, _sum(products, i), ridges, unit, basis)
-        answer = _answer(window, rest, kernel, trials.stimulus[part], tiring)
-        residual[part] = trials.response.signal_uv[part] - answer
+        residual[part] = trials.response.signal_uv[part] - _answer(window, rest, kernel, trials.stimulus[part])
     kernel = _kernel(window, _sum(products, None), ridges, unit, basis)
-    noise = residual_noise(residual, window.rate_hz, factors)
-    return contiguous(ImpulseForecaster(window, rest, kernel, *noise, tiring))
+    return contiguous(ImpulseForecaster(window, rest, kernel, *residual_noise(residual, window.rate_hz, factors)))
 
 
 _Ridges = tuple[float | None, ...]  # of the three regressions; None leaves one out
@@ -139,15 +130,13 @@ class _Products:
         return float((weight * (2 * self.target - weight @ self.gram)).sum())
 
 
-def _products(
-    window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor, tiring: Tiring | None
-) -> _Products:
+def _products(window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor) -> _Products:
     off = (trials.response.signal_uv - rest.unsqueeze(-1)) / unit.unsqueeze(-1)
     size = 2 * len(window.montage.contacts) * len(basis)
     total = _Products(off.new_zeros(size, size), off.new_zeros(off.shape[1], size))
     for start in range(0, len(trials), _CHUNK):
         some = slice(start, start + _CHUNK)
-        regressors = filtered(basis, window.drive_ma(trials.stimulus[some], tiring))[..., window.lead :]
+        regressors = filtered(basis, window.drive_ma(trials.stimulus[some]))[..., window.lead :]
         flat = regressors.flatten(1, 2).movedim(1, 0).flatten(1)  # [regressor, trial * time]
         total = total + _Products(flat @ flat.mT, off[some].movedim(1, 0).flatten(1) @ flat.mT)
     return total
@@ -251,8 +240,7 @@ def _ridge(gram: Float[Tensor, "*channel r r"], target: Float[Tensor, "*channel 
     return weight
 
 
-def _answer(
-    window: Window, rest: Tensor, kernel: Tensor, stimulus: Stimulus, tiring: Tiring | None
-) -> Float[Tensor, "*batch channel time"]:
-    answer = convolve(kernel, window.drive_ma(stimulus, tiring))[..., window.lead :]
-    return rest.to(stimulus.amplitude_ma).unsqueeze(-1) + answer
+def _answer(window: Window, rest: Tensor, kernel: Tensor, stimulus: Stimulus) -> Float[Tensor, "*batch channel time"]:
+    return (
+        rest.to(stimulus.amplitude_ma).unsqueeze(-1) + convolve(kernel, window.drive_ma(stimulus))[..., window.lead :]
+    )

@@ -5,7 +5,7 @@ the context to the batch and dtype of the stimulus, and dresses numbers as a Res
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +34,7 @@ class Window:
         start_s: Time of the first forecast sample after the window's start.
         context_samples: How much context was seen; longer contexts are cut to their end.
         samples: How many samples are forecast.
+        tiring: How pulses count in the drive; None for all alike.
     """
 
     montage: Montage
@@ -41,6 +42,7 @@ class Window:
     start_s: float
     context_samples: int
     samples: int
+    tiring: Tiring | None = None
 
     @property
     def lead(self) -> int:
@@ -73,15 +75,15 @@ class Window:
         start = context.signal_uv.shape[-1] - self.context_samples
         return context.signal_uv[..., start:].to(stimulus.amplitude_ma)
 
-    def drive_ma(self, stimulus: Stimulus, tiring: Tiring | None = None) -> Float[Tensor, "*batch input time"]:
+    def drive_ma(self, stimulus: Stimulus) -> Float[Tensor, "*batch input time"]:
         """Rectified current of first phases, mA, from the window's start: `lead` samples, then the forecast ones.
 
         Cathodic current of all contacts, then anodic. Pulses count alike, or as `tiring` says.
         """
         samples = self.lead + self.samples
-        if tiring is None:
+        if self.tiring is None:
             return leading_current_ma(stimulus, self.rate_hz, samples)
-        return tired_current_ma(stimulus, self.rate_hz, samples, tiring)
+        return tired_current_ma(stimulus, self.rate_hz, samples, self.tiring)
 
     def response(self, signal_uv: Float[Tensor, "*batch channel time"]) -> Response:
         """These numbers as a Response of this window."""
@@ -90,7 +92,8 @@ class Window:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         plain = {name: getattr(self, name) for name in ("rate_hz", "start_s", "context_samples", "samples")}
-        return {**plain, "montage": montage_to_dict(self.montage)}
+        tiring = None if self.tiring is None else asdict(self.tiring)
+        return {**plain, "montage": montage_to_dict(self.montage), "tiring": tiring}
 
 
 def window_of(trials: Trials) -> Window:
@@ -125,7 +128,9 @@ def contiguous(forecaster: Fitted) -> Fitted:
 
 def window_from_dict(plain: Mapping[str, Any]) -> Window:
     """The window that `Window.to_dict` wrote."""
-    return Window(**{**plain, "montage": montage_from_dict(plain["montage"])})
+    tiring = plain.get("tiring")
+    told = {"montage": montage_from_dict(plain["montage"]), "tiring": None if tiring is None else Tiring(**tiring)}
+    return Window(**{**plain, **told})
 
 
 def _same(one: Montage, other: Montage) -> bool:

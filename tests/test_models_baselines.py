@@ -9,12 +9,14 @@ from linear_truth import RATE_HZ, linear_truth, silent_rows
 
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Trials
+from stimopt.models.arx import fit_arx
 from stimopt.models.basis_functions import fit_basis_functions
 from stimopt.models.delay_embedding import fit_delay_embedding
 from stimopt.models.distance_decay import fit_distance_decay
+from stimopt.models.drive import TIRINGS
 from stimopt.models.felt import felt
 from stimopt.models.impulse import convolve, delay_basis
-from stimopt.models.impulse_regression import TIRINGS, fit_impulse_regression
+from stimopt.models.impulse_regression import fit_impulse_regression
 from stimopt.models.nearest import fit_nearest
 from stimopt.models.other_sites import fit_other_sites
 from stimopt.models.recurrent import fit_recurrent
@@ -157,9 +159,10 @@ def test_an_impulse_regression_finds_out_how_pulses_tire(truth):
     basis = delay_basis(16, 125, torch.zeros(()).double())
     kernel = torch.randn(6, 12, 16, generator=torch.Generator().manual_seed(9), dtype=torch.float64) @ basis
     for tiring in TIRINGS:
-        answers = convolve(kernel, window.drive_ma(stimulus, tiring))
+        answers = convolve(kernel, replace(window, tiring=tiring).drive_ma(stimulus))
         fitted = fit_impulse_regression(recorded(truth, stimulus, answers))
-        assert fitted.tiring == tiring
+        assert fitted.window.tiring == tiring
+        assert fit_arx(recorded(truth, stimulus, answers)).window.tiring == tiring
         assert (fitted.kernel - kernel).norm() / kernel.norm() < 0.01
         assert (fitted.effect_uv(stimulus) - answers).norm() / answers.norm() < 0.01
 
