@@ -146,16 +146,20 @@ def pair_features(
 
 
 def kernel_answer(
-    kernel: Float[Tensor, "patient shot channel 2 reach delay"], nearness: Tensor, shots: Shots, rate_hz: float
+    kernel: Float[Tensor, "patient shot channel course 2 reach delay"], nearness: Tensor, shots: Shots, rate_hz: float
 ) -> Float[Tensor, "patient shot channel time"]:
     """Kernels on the compressed charge of each pulse that enters near a channel, apart for cathodes and anodes.
+
+    The first is on pulses as they come, the others on the same weighted by what earlier pulses left.
 
     What is compressed is the charge of a pulse, not that of a sample, so it does not depend on how a pulse falls on
     the samples: else a forecast would move with the frequency for no reason but the rate.
     """
     late = _lagged(_bumps(shots.course.shape[-1], rate_hz, shots.course))  # [time, delay, time]
-    course = (shots.course @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, delay, time]
-    answer: Tensor = torch.einsum("bncpsd,bncps->bncd", kernel, _felt(nearness, shots.charge)) @ course
+    courses = torch.cat([shots.course.unsqueeze(2), shots.repeated], 2)[:, :, : kernel.shape[3]]
+    course = (courses @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, course, delay, time]
+    felt = torch.einsum("bncrpsd,bncps->bncrd", kernel, _felt(nearness, shots.charge))
+    answer: Tensor = felt.flatten(3) @ course.flatten(2, 3)
     return answer
 
 

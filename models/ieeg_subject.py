@@ -27,7 +27,7 @@ from stimopt.forecaster import Context
 from stimopt.montage import Montage
 from stimopt.stimulus import Sensory, Stimulus
 
-from .drive import leading_ma, pulse_course
+from .drive import leading_ma, pulse_course, repeated_course
 from .ieeg_network import stimulus_features
 
 KINDS = ("depth", "subdural", "dbs", "micro", "scalp", "none")
@@ -37,6 +37,7 @@ BANDS_HZ = ((1.0, 4.0), (4.0, 8.0), (8.0, 13.0), (13.0, 30.0), (30.0, 70.0))
 LAGS_S = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 TIE_LAGS_S = (0.0, 0.012, -0.012, 0.036, -0.036)  # within a cycle of alpha, so that who leads shows
 FINGERPRINT = len(BANDS_HZ) + len(LAGS_S) + 2  # bands, autocorrelation, slope of 1/f, size
+FADING_S = (0.02, 0.08)  # of what a pulse leaves behind: about as long as synaptic potentials, and as a cycle of alpha
 _USUAL_HZ = 250.0  # the rate of pretraining
 _CHARGE_MA_US = 200.0  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
 
@@ -82,6 +83,7 @@ class Shots:
         heard: Which samples of it are good; artefacts and dropouts are not.
         charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us.
         course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
+        repeated: The same, each pulse weighted by what earlier ones left, see `repeated_course`.
         numbers: Of the train, see `stimulus_features`; all zero for silence.
         senses: Of a sensory stimulus, see `sensory_features`; all zero for none.
         response: The window itself, in units of spread; no samples where it is asked for.
@@ -92,6 +94,7 @@ class Shots:
     heard: Bool[Tensor, "*batch before channel past"]
     charge: Float[Tensor, "*batch shot 2 contact"]
     course: Float[Tensor, "*batch shot time"]
+    repeated: Float[Tensor, "*batch shot trace time"]
     numbers: Float[Tensor, "*batch shot feature"]
     senses: Float[Tensor, "*batch shot sense"]
     response: Float[Tensor, "*batch after channel answered"]
@@ -199,6 +202,7 @@ def shots_of(
     charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
     return Shots(
         scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
+        repeated_course(stimulus, context.rate_hz, samples, FADING_S),
         stimulus_features(stimulus), sensory_features(stimulus.sensory, like), response,
         there if good is None else there & good,
     )  # fmt: skip
@@ -258,7 +262,7 @@ def joined_shots(shots: Sequence[Shots]) -> Shots:
         rows = [getattr(s, name) for s in shots]
         if name == "charge":
             rows = [_padded(row, -1, contacts, 0) for row in rows]
-        elif name not in ("course", "numbers", "senses"):
+        elif name not in ("course", "repeated", "numbers", "senses"):
             rows = [_padded(row, -2, channels, 0) for row in rows]
         joined[name] = torch.stack(rows)
     return Shots(**joined)

@@ -13,8 +13,9 @@ past trials of a patient inform a forecast without a gradient step.
     ongoing forecast + waves + kernels on the local current + copied past responses  <-- heads --------+
 
 A response is a mean, an independent scale and a few shared factors, written in cosines of the window, so that it can be
-read at any rate. The kernels act on the compressed current near a channel, cathodes and anodes apart, pulse by pulse;
-with them the forecast follows pulses in time and is smooth in amplitude, width, frequency, onset and place.
+read at any rate. The kernels act on the compressed current near a channel, cathodes and anodes apart, pulse by pulse,
+and further ones on pulses as others came before them; with them the forecast follows pulses in time, whose answers may
+tire, and is smooth in amplitude, width, frequency, onset and place.
 
 References: Vaswani et al. 2017 (attention); Dehghani et al., ICML 2023 (normalised queries and keys); Mueller et al.,
 ICLR 2022 (fitted trials in context); Steinhardt et al., J Neural Eng 17 (2020) 036009 (kernels apart for polarities).
@@ -49,7 +50,17 @@ from .ieeg_sites import (
     tie_features,
     tissue_features,
 )
-from .ieeg_subject import BANDS_HZ, FINGERPRINT, KINDS, MODALITIES, SENSORY_FEATURES, TIE_LAGS_S, Shots, Subject
+from .ieeg_subject import (
+    BANDS_HZ,
+    FADING_S,
+    FINGERPRINT,
+    KINDS,
+    MODALITIES,
+    SENSORY_FEATURES,
+    TIE_LAGS_S,
+    Shots,
+    Subject,
+)
 from .ieeg_waves import PATCH_WAVES, cosines, patches, written
 
 LONGEST = 16  # patches that attention over time looks back on
@@ -163,6 +174,7 @@ class IeegTransformer(nn.Module):
         with torch.no_grad():  # factors and copies start small and not at zero, where their product has no slope
             start = sum(self.sizes[:4])
             self.head.weight[start : start + self.sizes[4]].normal_(0.0, 0.02 / math.sqrt(wide), generator=source)
+        self.tired = Linear(wide, kernels * len(FADING_S), source, gain=0.0)  # kernels on pulses that follow others
 
     def forward(
         self, subject: Subject, past: Shots, asked: Shots, rate_hz: float, *, full: bool | None = None
@@ -389,7 +401,7 @@ class IeegTransformer(nn.Module):
         waves = cosines(_WAVES, samples, wave, rate_hz)
         size = level * (2 * torch.tanh(gain / 2)).exp()  # evoked responses differ a hundredfold between patients
         mean = (ask.carried + size * wave + self._copied(asked, known, past, copied, alike)) @ waves
-        kernel = (size * kernel).unflatten(-1, (2, REACHES, -1))
+        kernel = (size * torch.cat([kernel, self.tired(told)], -1)).unflatten(-1, (-1, 2, REACHES, len(DELAYS_S)))
         mean = mean + kernel_answer(kernel, nearness, ask.shots, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
         factors = factor.unflatten(-1, (self.size.factors, -1)) @ cosines(_FACTOR_WAVES, samples, wave, rate_hz)

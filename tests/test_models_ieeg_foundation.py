@@ -17,6 +17,7 @@ from stimopt.models import ScoreModel
 from stimopt.models.ieeg_foundation import KIND, FoundationForecaster, FoundationModel, load_foundation
 from stimopt.models.ieeg_sites import DELAYS_S, kernel_answer, nearness_of, tie_features, tissue_features
 from stimopt.models.ieeg_subject import (
+    FADING_S,
     SENSORY_FEATURES,
     joined_shots,
     joined_subjects,
@@ -615,15 +616,17 @@ def test_places_that_are_unknown_are_no_place():
     )
 
 
-def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample():
+@pytest.mark.parametrize("pulses", [1, 3])
+def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample(pulses):
     """The charge of a pulse is what is compressed; that of a sample would make shared pulses count for more."""
-    pulse = pulse_train(MONTAGE, "A1-A2", amplitude_ma=6.0, frequency_hz=50.0, pulses=1, pulse_width_us=300.0)
+    pulse = pulse_train(MONTAGE, "A1-A2", amplitude_ma=6.0, frequency_hz=50.0, pulses=pulses, pulse_width_us=300.0)
     late = pulse.reshape(1)[torch.zeros(9, dtype=torch.long)]
     late = replace(late, onset_s=0.1 + torch.linspace(0, 1 / RATE_HZ, 9, dtype=torch.float64))
     subject = subject_of(MONTAGE, REST)
     shots = joined_shots([shots_of(subject, TRIALS.context[torch.full((9,), 20)], late, None, 125)])
     near = nearness_of(joined_subjects([subject]))
-    kernel = torch.ones(1, 9, len(subject.kind), 2, near.shape[1], len(DELAYS_S), dtype=torch.float64)
+    courses = 1 + len(FADING_S)
+    kernel = torch.ones(1, 9, len(subject.kind), courses, 2, near.shape[1], len(DELAYS_S), dtype=torch.float64)
     answer = kernel_answer(kernel, near.double(), shots, RATE_HZ)[0]
     size = answer.sum(-1)  # delays sum to one, so it is what is felt
     assert torch.allclose(size, size[:1].expand_as(size), rtol=0.02)

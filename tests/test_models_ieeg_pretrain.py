@@ -26,7 +26,7 @@ from stimopt.models.ieeg_checkpoint import checkpoint_of, trainable
 from stimopt.models.ieeg_corpus import PatientRecord, save_record
 from stimopt.models.ieeg_foundation import KIND, FoundationModel, foundation_card, load_foundation
 from stimopt.models.ieeg_judging import coverage_apart, error_ratios, fitted_temper, judged
-from stimopt.models.ieeg_losses import losses, total
+from stimopt.models.ieeg_losses import Weights, change_loss, losses, total
 from stimopt.models.ieeg_pretrain import Machine, Recipe, begun, checked, pace, pretrain, read_run, recipe_of
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Channel, Contact, Montage
@@ -303,6 +303,26 @@ def test_a_machine_that_is_not_there_is_refused(patients, tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match=r"pip install 'stimopt\[pretrain\]'"):
         pretrain(patients, RECIPE, tmp_path / "run", machine=Machine(precision="bf16-mixed"))
     assert not (tmp_path / "run").exists()
+
+
+def test_small_changes_of_a_stimulus_count_as_much_as_large_ones():
+    """One window's neighbour differs a hundred times as much as the other's; forecasts miss half of either."""
+    truth, there = torch.zeros(1, 6, 2, 50), torch.ones(1, 1, 2, 50, dtype=torch.bool)
+    truth[0, 1], truth[0, 4] = 100.0, 10.0  # the second of three branches, of two windows
+    missed = []
+    for window in (0, 1):
+        mean = truth.clone()
+        mean[0, 1 + 3 * window] /= 2
+        missed.append(float(change_loss(mean, truth, there.expand_as(truth), 3)))
+    assert float(change_loss(truth, truth, there.expand_as(truth), 3)) == 0
+    assert missed == pytest.approx([math.log1p(0.25) / 2] * 2, rel=1e-3)
+
+
+def test_the_change_of_a_window_counts_where_its_weight_is_given(patients):
+    network = IeegTransformer(TINY, generator(0, "weights"))
+    _, found = losses(network, draw_batch(patients, DRAW, 0, 0))
+    more = total(found, Weights(change=2.0)) - total(found, Weights(change=0.0))
+    assert float(more) == pytest.approx(2 * float(found["change"]), rel=1e-4)
 
 
 def together(patients, recipe, ranks):
