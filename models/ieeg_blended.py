@@ -27,9 +27,8 @@ from torch import Tensor
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus, no_stimulus
-from stimopt.tensors import generator
 
-from .folds import folds_of, others_of
+from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_residual import MOST_PAST, answered
@@ -38,7 +37,6 @@ from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
 _FOLDS = 4
-_FEWEST_LINEAR = 4  # trials that a linear model is fitted on
 _PRIOR_SITES = 1.5  # that say a = 1 and b = 0 at new sites: trials of one site err alike, so sites count and not trials
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
 _SAME = 0.999  # of `seen_share`, at which a site is the same
@@ -155,26 +153,6 @@ def seen_share(
 def _shares(amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*batch contact"]:
     size = amplitude_ma.abs()
     return size / size.sum(-1, keepdim=True).clamp_min(1e-9)
-
-
-def site_parts(stimulus: Stimulus, folds: int, seed: int) -> list[Tensor]:
-    """Trials in parts such that no site is in two of them; silent trials are dealt out.
-
-    Where the other parts would leave too few trials to learn from, or there is one site, parts are by trial instead.
-    """
-    used, site = torch.unique(stimulus.amplitude_ma != 0, dim=0, return_inverse=True)
-    silent, count = ~used.any(-1), len(site)
-    order = torch.randperm(len(used), generator=generator(seed, "site parts"))
-    part = torch.empty(len(used), dtype=torch.long)
-    part[order[~silent[order]]] = torch.arange(int((~silent).sum())) % folds
-    each = part[site]
-    quiet = silent[site].nonzero().squeeze(-1)
-    each[quiet] = torch.arange(len(quiet)) % folds
-    parts = [(each == i).nonzero().squeeze(-1) for i in range(folds)]
-    parts = [one for one in parts if len(one)]
-    if len(parts) < 2 or count - max(len(one) for one in parts) < _FEWEST_LINEAR:
-        parts = folds_of(count, folds, seed, "trial parts")
-    return parts
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ before them, and charge in proportion or bent (`drive.TIRINGS`): which, held-out
 built up in three ridge regressions, each on what the one before left over: kernels of
 distance that all channels share, kernels of distance of each channel's own, and kernels
 of each channel for each contact. Ridges, and which of the three to have, are what
-forecast held-out trials best. All of it is computed from products summed over trials.
+forecast held-out trials best, cut at random and cut by site: kernels that only fit the sites
+at hand go wild at new ones. All of it is computed from products summed over trials.
 
 References: ridge regression on a basis of delays, Hastie, Tibshirani and Friedman, The Elements of Statistical
 Learning (2nd ed., 2009), section 3.4; a static bend before a linear filter, Hunter and Korenberg, Biol Cybern 55 (1986)
@@ -27,7 +28,7 @@ from stimopt.stimulus import Stimulus
 
 from .drive import TIRINGS, Tiring
 from .felt import at_rest_uv, spread_kernels, unit_uv
-from .folds import folds_of
+from .folds import folds_of, site_parts
 from .impulse import convolve, delay_basis, filtered
 from .residuals import noisy_forecast, residual_noise
 from .window import Window, contiguous, in_double, window_from_dict, window_of
@@ -95,10 +96,11 @@ def fit_impulse_regression(
     parts = folds_of(len(trials), _FOLDS, seed)
     rest, unit = at_rest_uv(trials), unit_uv(trials)
     basis = delay_basis(_BASIS, plain.lead + plain.samples, unit)
+    apart = site_parts(trials.stimulus, _FOLDS, seed)
     tried = []
     for window in (replace(plain, tiring=tiring) for tiring in tirings):
-        told = [_products(window, trials[part], rest, unit, basis) for part in parts]
-        tried.append((*_chosen(window, told), told, window))
+        told = [[_products(window, trials[part], rest, unit, basis) for part in cut] for cut in (parts, apart)]
+        tried.append((*_chosen(window, told), told[0], window))
     _, ridges, products, window = max(tried, key=lambda one: one[0])
     residual = torch.empty_like(trials.response.signal_uv)
     for i, part in enumerate(parts):
@@ -149,10 +151,15 @@ def _sum(products: list[_Products], held: int | None) -> _Products:
     return first
 
 
-def _chosen(window: Window, products: list[_Products]) -> tuple[float, _Ridges]:
-    """The ridge of each regression in turn that saves most error on held-out parts, and how much all of them save."""
-    train = [_sum(products, i) for i in range(len(products))]
-    test, ridges, saved = list(products), list[float | None](), 0.0
+def _chosen(window: Window, cuts: Sequence[list[_Products]]) -> tuple[float, _Ridges]:
+    """The ridge of each regression in turn that saves most error on held-out parts, and how much all of them save.
+
+    Args:
+        window: What is forecast.
+        cuts: All trials in parts, cut in one way or several, which count alike.
+    """
+    train = [_sum(products, i) for products in cuts for i in range(len(products))]
+    test, ridges, saved = [part for products in cuts for part in products], list[float | None](), 0.0
     for stage in _STAGES:
         best, most, ridge = None, 0.0, None
         solved = [stage(window, fold) for fold in train]
