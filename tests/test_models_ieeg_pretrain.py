@@ -306,7 +306,7 @@ def test_a_machine_that_is_not_there_is_refused(patients, tmp_path, monkeypatch)
 
 
 def test_small_changes_of_a_stimulus_count_as_much_as_large_ones():
-    """One window's neighbour differs a hundred times as much as the other's; forecasts miss half of either."""
+    """One window's neighbour differs ten times as much as the other's; forecasts miss half of either."""
     truth, there = torch.zeros(1, 6, 2, 50), torch.ones(1, 1, 2, 50, dtype=torch.bool)
     truth[0, 1], truth[0, 4] = 100.0, 10.0  # the second of three branches, of two windows
     missed = []
