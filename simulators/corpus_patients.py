@@ -22,6 +22,7 @@ from .cohort import cohort, jansen_rit_patient, linear_patient
 from .connectome import Connectome, read_connectome, without_regions
 from .implanted import fitting_step
 from .network import Network
+from .nuclei_patients import corticothalamic_patient
 from .population import Population, drawn_count
 from .seizure_patients import epileptor_patient, wendling_patient
 from .twin import Twin
@@ -105,6 +106,16 @@ def linear_corpus_patient(*, patient: int = 0) -> Twin:
     """
     twin = linear_patient(**_asked("linear", patient))
     return _in_single(replace(twin, rate_hz=RATE_HZ))
+
+
+def corticothalamic_corpus_patient(*, patient: int = 0) -> Twin:
+    """A `corticothalamic_patient` with 8 to 16 contacts, 250 Hz: no mix trains on it, so transfer may be chosen on it.
+
+    Args:
+        patient: Any whole number.
+    """
+    contacts = _asked("corticothalamic", patient)["contacts"]
+    return _in_single(corticothalamic_patient(patient=patient, contacts=contacts, window_s=WINDOW_S, rate_hz=RATE_HZ))
 
 
 def cohort_corpus_patient(*, patient: int = 0, connectomes: str | None = None) -> Twin:

@@ -38,7 +38,7 @@ from stimopt.system import System
 from stimopt.tensors import generator, map_tensors
 from stimopt.virtual_corpus import FIRST, HELD_OUT, TRAINING_MIX, build_corpus, interleaved
 
-FAMILIES = (*TRAINING_MIX, HELD_OUT)
+FAMILIES = (*TRAINING_MIX, "varied", "corticothalamic", HELD_OUT)
 
 
 def linear_twin(**options):
