@@ -11,8 +11,8 @@ those of pretraining keeps the network's effects; where a circuit is of another 
 that past trials do not show, they are turned down and what the linear model learnt takes their place, more so where it
 learnt at the very site.
 
-Reference: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
-forecasts).
+References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
+forecasts); Lange, Little and Taylor, JASA 84 (1989) 881-896 (heavy tails by least squares weighed anew).
 """
 
 from collections.abc import Mapping
@@ -39,6 +39,7 @@ FEWEST = 8  # trials
 _FOLDS = 4
 _PRIOR_SITES = 1.5  # that say a = 1 and b = 0 at new sites: trials of one site err alike, so sites count and not trials
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
+_FAR, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
 _SAME = 0.999  # of `seen_share`, at which a site is the same
 
 
@@ -213,13 +214,25 @@ def _silenced(shots: Shots) -> Shots:
 
 
 def _weights(held: list[_Held], doubt: float, otherwise: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
-    """Least squares between 0 and 1, as if a further share of `doubt` had been forecast by `otherwise`."""
+    """Least squares between 0 and 1, as if a further share of `doubt` had been forecast by `otherwise`.
+
+    That share shrinks as the weights leave `otherwise`: a prior that trials contradict lets go (a heavy tail, that of
+    Cauchy, by least squares weighed anew), or it would keep a part of effects that a patient plainly has not.
+    """
     products = [part.products() for part in held]
     gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
     if not bool((gram.diagonal() > 0).all()):
         return otherwise
-    prior = (doubt * gram.diagonal()).diag()
-    root = torch.linalg.cholesky(gram + prior)
-    wanted = (target + prior @ otherwise.double()).unsqueeze(-1)
+    otherwise, weight = otherwise.double(), otherwise.double()
+    for _ in range(_ROUNDS):
+        believed = doubt / (1 + ((weight - otherwise) / _FAR).square())
+        weight = _drawn_to(gram, target, believed * gram.diagonal(), otherwise)
+    return weight.float()
+
+
+def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, "2"], otherwise: Tensor) -> Float[Tensor, "2"]:
+    """Least squares between 0 and 1 with a normal prior of this precision."""
+    root = torch.linalg.cholesky(gram + prior.diag())
+    wanted = (target + prior * otherwise).unsqueeze(-1)
     goal = torch.linalg.solve_triangular(root, wanted, upper=False).squeeze(-1)
-    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x).float()
+    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x)

@@ -11,7 +11,7 @@ All of it is simulated.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def varied(twin: Twin, source: torch.Generator) -> Twin:
     pace = _paces(twin.regions, source)
     circuit = _with_damping(_paced(network.circuit, pace), source)
     noise = _NOISES[type(circuit)]
-    circuit = replace(circuit, **{noise: getattr(circuit, noise) * _log_drawn(NOISE, source)})
+    circuit = _with(circuit, {noise: getattr(circuit, noise) * _log_drawn(NOISE, source)})
     gain = network.gain * _log_drawn(TRACTS, source)
     network = replace(network, circuit=circuit, gain=gain * float(pace.mean()) if _in_rates(circuit) else gain)
     even = _chance(EVEN_SHARE, source)
@@ -129,7 +129,12 @@ def _paces(regions: int, source: torch.Generator) -> Tensor:
 
 def _paced(circuit: Dynamics, pace: Tensor) -> Dynamics:
     fast = {name: getattr(circuit, name) * pace**power for name, power in _PACES[type(circuit)].items()}
-    return replace(circuit, **fast)
+    return _with(circuit, fast)
+
+
+def _with(circuit: Dynamics, values: Mapping[str, Any]) -> Dynamics:
+    changed: Dynamics = replace(cast(Any, circuit), **values)
+    return changed
 
 
 def _with_damping(circuit: Dynamics, source: torch.Generator) -> Dynamics:

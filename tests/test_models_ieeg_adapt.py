@@ -299,8 +299,8 @@ def test_a_blend_turns_down_networks_that_invent_effects_and_takes_up_what_is_li
         assert 0.8 < held_out_skill(blend, held_out)["coverage_90"] < 0.97
         found.append(blend.weight)
     (network_at_new, linear_at_new), (network_at_seen, linear_at_seen) = torch.stack(found).median(0).values.tolist()
-    assert max(network_at_new, network_at_seen) < 0.25  # of 1, where the prior at new sites counts one and a half sites
-    assert linear_at_seen > linear_at_new > 0.5
+    assert max(network_at_new, network_at_seen) < 0.15  # a prior at 1 lets go where trials contradict it
+    assert linear_at_seen >= linear_at_new > 0.5
 
 
 def test_a_current_that_enters_half_elsewhere_is_at_a_new_site():
