@@ -55,6 +55,22 @@ def pulse_course(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tens
     return _delivered(stimulus, rate_hz, samples, None).diff(dim=-1)
 
 
+def even_course(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch time"]:
+    """Pulses in each sample as if each were spread over its whole period: a train without pulses.
+
+    What is slow beside a period of the train answers to this. Differentiable in frequency and onset.
+
+    Args:
+        stimulus: See `leading_current_ma`.
+        rate_hz: Samples per second.
+        samples: How many.
+    """
+    like = stimulus.frequency_hz
+    edges_s = torch.arange(samples + 1, dtype=like.dtype, device=like.device) / rate_hz
+    begun = ((edges_s - stimulus.onset_s.unsqueeze(-1)) * like.unsqueeze(-1)).clamp_min(0)
+    return torch.minimum(begun, stimulus.pulses.to(like).unsqueeze(-1)).diff(dim=-1)
+
+
 def repeated_course(
     stimulus: Stimulus, rate_hz: float, samples: int, fading_s: tuple[float, ...]
 ) -> Float[Tensor, "*batch trace time"]:

@@ -209,7 +209,7 @@ class _Held:
 
 
 def _silenced(shots: Shots) -> Shots:
-    names = ("charge", "course", "repeated", "numbers", "senses")
+    names = ("charge", "course", "repeated", "even", "numbers", "senses")
     return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in names})
 
 

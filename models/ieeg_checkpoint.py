@@ -18,7 +18,8 @@ from .ieeg_batches import Draw, Patient, patient_of
 from .ieeg_corpus import PatientRecord, corpus_hash, read_in_pairs, read_record, records_in
 from .ieeg_foundation import KIND, FoundationModel
 from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
-from .ieeg_pretrain import Machine, Recipe, begun, checked, pretrain, read_run, recipe_of
+from .ieeg_pretrain import Machine, Recipe, begun, checked, pretrain, read_run, recipe_of, with_weights
+from .ieeg_transformer import IeegTransformer
 
 _LIMITS = (
     "Forecasts windows of up to 0.5 s from the onset, for montages with known places. Rates and lengths of context "
@@ -86,7 +87,10 @@ def train_ieeg_foundation(
 def checkpoint_of(
     run: Path, out: Path, validation: Sequence[Patient], card: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """Turn a run's averaged weights, as they are now, into a checkpoint.
+    """Turn a run's averaged weights, as they are now, into a checkpoint; with `kept`, their mean with the first ones.
+
+    Training on other patients takes some of what was learned from earlier ones; halfway between, along the straight
+    line, a network knows most of both (Wortsman et al., CVPR 2022, robust fine-tuning of zero-shot models).
 
     Args:
         run: Folder of the run.
@@ -98,10 +102,11 @@ def checkpoint_of(
         The card's metrics.
 
     Raises:
-        CheckpointError: If there is no run, or `out` holds something else.
+        CheckpointError: If there is no run, `out` holds something else, or the first weights are needed and not there.
         DataError: If no validation patient has trials enough.
     """
     recipe, network, step = read_run(run)
+    network = _drawn_to_start(network, recipe)
     ratios = error_ratios(network, validation)
     temper, more = fitted_temper(ratios), dict(card or {})
     scores = {past: judged(network, validation, past) for past in PASTS}
@@ -122,6 +127,15 @@ def checkpoint_of(
     }  # fmt: skip
     save_checkpoint(out, KIND, FoundationModel(recipe.size, network.state_dict(), temper), stated | more)
     return metrics
+
+
+def _drawn_to_start(network: IeegTransformer, recipe: Recipe) -> IeegTransformer:
+    if not recipe.kept:
+        return network
+    first = begun(recipe).state_dict()
+    return with_weights(
+        network, {name: value.lerp(first[name], recipe.kept) for name, value in network.state_dict().items()}
+    )
 
 
 def recorded(name: str, trials: Trials) -> PatientRecord:

@@ -58,6 +58,7 @@ class Recipe:
             all of them from the start. So a run may begin while a corpus is still being made, and a later one with
             the whole corpus makes the same steps.
         start_from: Folder of a checkpoint whose weights the run begins with, and their sha256; None for new weights.
+        kept: Share of these in the checkpoint that the run becomes, see `checkpoint_of`.
         size: Of the network.
         draw: Of batches.
         weights: Of losses.
@@ -73,6 +74,7 @@ class Recipe:
     every: int = 50
     joining: tuple[int, float] | None = None
     start_from: tuple[str, str] | None = None
+    kept: float = 0.0
     size: TransformerSize = field(default_factory=TransformerSize)
     draw: Draw = field(default_factory=Draw)
     weights: Weights = field(default_factory=Weights)
@@ -82,6 +84,8 @@ class Recipe:
             raise ConfigError(f"steps is {self.steps} and every {self.every}; both must be 1 or more.")
         if self.joining is not None and (self.joining[0] < 1 or self.joining[1] < 0):
             raise ConfigError(f"joining is {self.joining}; give 1 patient or more, and 0 or more at each step.")
+        if not 0 <= self.kept < 1 or (self.kept and self.start_from is None):
+            raise ConfigError(f"kept is {self.kept}; give less than 1, and above 0 only with start_from.")
 
     def joined(self, step: int) -> int | None:
         """How many patients there are at a step; None for all."""

@@ -27,6 +27,8 @@ DELAYS_S = (0.0, 0.008, 0.016, 0.03, 0.05, 0.08, 0.13, 0.2, 0.3)  # middles of t
 FIELDS_MM = (3.0, 9.0)  # where 1/r is blunted: as far as a region's tissue may lie from the contact that records it
 REACHES = len(SPREADS_MM) + len(FIELDS_MM)
 _AROUND = 3  # spreads, from the narrowest, in which a channel counts as being around a site
+HALF = (0.5, 2.0)  # units of charge, felt as a field, that recruit half of the axons: what tissue needs differs
+RECRUITED = len(FIELDS_MM) * len(HALF)
 TISSUE = 2 * _AROUND * (FINGERPRINT + 2)  # of `tissue_features`
 TIES = _AROUND * len(TIE_LAGS_S)  # of `tie_features`
 PAIR = 4 * len(SPREADS_MM) + 8 + 1  # of `pair_features`
@@ -65,6 +67,20 @@ def _felt(
     signed = torch.einsum("bsck,bnk->bncs", field, charge[:, :, 0] - charge[:, :, 1])
     around = torch.stack([signed.clamp_min(0), (-signed).clamp_min(0)], -2).asinh()
     return torch.cat([local, around], -1)
+
+
+def recruited_features(nearness: Tensor, charge: Tensor) -> Float[Tensor, "patient shot channel 2 recruited"]:
+    """Share of the axons near a channel that a pulse recruits: with the square of the field, below and above none.
+
+    The field of a pair changes its sign between the contacts, and recruitment is smooth there; so what a pulse does
+    moves with the place as twins, and tissue, have it.
+    """
+    field = nearness[:, len(SPREADS_MM) :]
+    signed = torch.einsum("bsck,bnk->bncs", field, charge[:, :, 0] - charge[:, :, 1])
+    strength = (signed.unsqueeze(-1) / signed.new_tensor(HALF)).flatten(-2)
+    share = strength.square() / (1 + strength.square())
+    below = strength > 0  # cathodes lower the potential
+    return torch.stack([torch.where(below, share, 0.0), torch.where(below, 0.0, share)], -2)
 
 
 def _shares(shots: Shots) -> Float[Tensor, "patient shot 2 contact"]:
@@ -146,19 +162,21 @@ def pair_features(
 
 
 def kernel_answer(
-    kernel: Float[Tensor, "patient shot channel course 2 reach delay"], nearness: Tensor, shots: Shots, rate_hz: float
+    kernel: Float[Tensor, "patient shot channel course 2 reached delay"], nearness: Tensor, shots: Shots, rate_hz: float
 ) -> Float[Tensor, "patient shot channel time"]:
-    """Kernels on the compressed charge of each pulse that enters near a channel, apart for cathodes and anodes.
+    """Kernels on each pulse that enters near a channel, apart for cathodes and anodes.
 
-    The first is on pulses as they come, the others on the same weighted by what earlier pulses left.
+    The first reaches are of its compressed charge, the last of what it recruits. The first course is of pulses
+    as they come, the next of the same weighted by what earlier pulses left, the last spread evenly over the train.
 
     What is compressed is the charge of a pulse, not that of a sample, so it does not depend on how a pulse falls on
     the samples: else a forecast would move with the frequency for no reason but the rate.
     """
     late = _lagged(_bumps(shots.course.shape[-1], rate_hz, shots.course))  # [time, delay, time]
-    courses = torch.cat([shots.course.unsqueeze(2), shots.repeated], 2)[:, :, : kernel.shape[3]]
+    courses = torch.cat([shots.course.unsqueeze(2), shots.repeated, shots.even.unsqueeze(2)], 2)
     course = (courses @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, course, delay, time]
-    felt = torch.einsum("bncrpsd,bncps->bncrd", kernel, _felt(nearness, shots.charge))
+    reached = torch.cat([_felt(nearness, shots.charge), recruited_features(nearness, shots.charge)], -1)
+    felt = torch.einsum("bncrpsd,bncps->bncrd", kernel, reached)
     answer: Tensor = felt.flatten(3) @ course.flatten(2, 3)
     return answer
 

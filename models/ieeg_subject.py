@@ -27,7 +27,7 @@ from stimopt.forecaster import Context
 from stimopt.montage import Montage
 from stimopt.stimulus import Sensory, Stimulus
 
-from .drive import leading_ma, pulse_course, repeated_course
+from .drive import even_course, leading_ma, pulse_course, repeated_course
 from .ieeg_network import stimulus_features
 
 KINDS = ("depth", "subdural", "dbs", "micro", "scalp", "none")
@@ -84,6 +84,7 @@ class Shots:
         charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us.
         course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
         repeated: The same, each pulse weighted by what earlier ones left, see `repeated_course`.
+        even: The same, each pulse spread over its whole period, see `even_course`.
         numbers: Of the train, see `stimulus_features`; all zero for silence.
         senses: Of a sensory stimulus, see `sensory_features`; all zero for none.
         response: The window itself, in units of spread; no samples where it is asked for.
@@ -95,6 +96,7 @@ class Shots:
     charge: Float[Tensor, "*batch shot 2 contact"]
     course: Float[Tensor, "*batch shot time"]
     repeated: Float[Tensor, "*batch shot trace time"]
+    even: Float[Tensor, "*batch shot time"]
     numbers: Float[Tensor, "*batch shot feature"]
     senses: Float[Tensor, "*batch shot sense"]
     response: Float[Tensor, "*batch after channel answered"]
@@ -202,7 +204,7 @@ def shots_of(
     charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
     return Shots(
         scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
-        repeated_course(stimulus, context.rate_hz, samples, FADING_S),
+        repeated_course(stimulus, context.rate_hz, samples, FADING_S), even_course(stimulus, context.rate_hz, samples),
         stimulus_features(stimulus), sensory_features(stimulus.sensory, like), response,
         there if good is None else there & good,
     )  # fmt: skip
@@ -262,7 +264,7 @@ def joined_shots(shots: Sequence[Shots]) -> Shots:
         rows = [getattr(s, name) for s in shots]
         if name == "charge":
             rows = [_padded(row, -1, contacts, 0) for row in rows]
-        elif name not in ("course", "repeated", "numbers", "senses"):
+        elif name not in ("course", "repeated", "even", "numbers", "senses"):
             rows = [_padded(row, -2, channels, 0) for row in rows]
         joined[name] = torch.stack(rows)
     return Shots(**joined)

@@ -13,9 +13,10 @@ past trials of a patient inform a forecast without a gradient step.
     ongoing forecast + waves + kernels on the local current + copied past responses  <-- heads --------+
 
 A response is a mean, an independent scale and a few shared factors, written in cosines of the window, so that it can be
-read at any rate. The kernels act on the compressed current near a channel, cathodes and anodes apart, pulse by pulse,
-and further ones on pulses as others came before them; with them the forecast follows pulses in time, whose answers may
-tire, and is smooth in amplitude, width, frequency, onset and place.
+read at any rate. The kernels act on the compressed current near a channel and on what it recruits, cathodes and anodes
+apart, pulse by pulse; further ones on pulses as others came before them, and on the train as if it had no pulses. With
+them the forecast follows pulses in time, whose answers may tire, and is smooth in amplitude, width, frequency, onset
+and place.
 
 References: Vaswani et al. 2017 (attention); Dehghani et al., ICML 2023 (normalised queries and keys); Mueller et al.,
 ICLR 2022 (fitted trials in context); Steinhardt et al., J Neural Eng 17 (2020) 036009 (kernels apart for polarities).
@@ -37,6 +38,7 @@ from .ieeg_sites import (
     DELAYS_S,
     PAIR,
     REACHES,
+    RECRUITED,
     TIES,
     TISSUE,
     closeness,
@@ -46,6 +48,7 @@ from .ieeg_sites import (
     near_features,
     nearness_of,
     pair_features,
+    recruited_features,
     spot_of,
     tie_features,
     tissue_features,
@@ -175,6 +178,10 @@ class IeegTransformer(nn.Module):
             start = sum(self.sizes[:4])
             self.head.weight[start : start + self.sizes[4]].normal_(0.0, 0.02 / math.sqrt(wide), generator=source)
         self.tired = Linear(wide, kernels * len(FADING_S), source, gain=0.0)  # kernels on pulses that follow others
+        self.even = Linear(wide, kernels, source, gain=0.0)  # and on trains without pulses
+        more = 2 * RECRUITED * len(DELAYS_S) * (2 + len(FADING_S))
+        self.recruiting = Linear(wide, more, source, gain=0.0)  # kernels of all courses on what a pulse recruits
+        self.recruited = Linear(2 * RECRUITED, wide, source, gain=0.0)
 
     def forward(
         self, subject: Subject, past: Shots, asked: Shots, rate_hz: float, *, full: bool | None = None
@@ -318,6 +325,8 @@ class IeegTransformer(nn.Module):
         carried = self._carried(where, ongoing.patch.unflatten(0, rows))
         near = [near_features(nearness, shots, rate_hz), tie_features(subject, nearness, shots)]
         token = self.near(torch.cat(near, -1)) + where.unsqueeze(1)
+        some = shots.course.sum(-1).clamp_max(1.0)[..., None, None, None]  # a current without pulses recruits nothing
+        token = token + self.recruited((some * recruited_features(nearness, shots.charge)).flatten(3))
         each = windows // max(1, contexts)
         token = token + self.before(last).repeat_interleave(each, 1)
         carried = carried.repeat_interleave(each, 1)
@@ -401,7 +410,11 @@ class IeegTransformer(nn.Module):
         waves = cosines(_WAVES, samples, wave, rate_hz)
         size = level * (2 * torch.tanh(gain / 2)).exp()  # evoked responses differ a hundredfold between patients
         mean = (ask.carried + size * wave + self._copied(asked, known, past, copied, alike)) @ waves
-        kernel = (size * torch.cat([kernel, self.tired(told)], -1)).unflatten(-1, (-1, 2, REACHES, len(DELAYS_S)))
+        kernel = torch.cat([kernel, self.tired(told), self.even(told)], -1).unflatten(
+            -1, (-1, 2, REACHES, len(DELAYS_S))
+        )
+        more = self.recruiting(told).unflatten(-1, (-1, 2, RECRUITED, len(DELAYS_S)))
+        kernel = size[..., None, None, None] * torch.cat([kernel, more], -2)
         mean = mean + kernel_answer(kernel, nearness, ask.shots, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
         factors = factor.unflatten(-1, (self.size.factors, -1)) @ cosines(_FACTOR_WAVES, samples, wave, rate_hz)

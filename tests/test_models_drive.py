@@ -9,6 +9,7 @@ from linear_truth import shafts
 
 from stimopt.models.drive import (
     Tiring,
+    even_course,
     leading_current_ma,
     pulse_course,
     repeated_course,
@@ -54,6 +55,16 @@ def test_silence_and_single_pulses_follow_nothing():
     assert silent.shape == (2, 2, SAMPLES)
     assert not silent.any()
     assert not single.any()
+
+
+def test_a_train_without_pulses_delivers_as_many_until_it_ends():
+    even = even_course(train(40.0, 3.0), RATE_HZ, SAMPLES)
+    assert float(even.sum()) == pytest.approx(3.0)
+    assert even[:18].tolist() == pytest.approx([40.0 / RATE_HZ] * 18)
+    assert not even[19:].any()  # three periods of 25 ms end within sample 18
+    assert not even_course(no_stimulus(shafts(4), (2,)), RATE_HZ, SAMPLES).any()
+    late = even_course(replace(train(2.0, 3.0), onset_s=train().onset_s + 0.1), RATE_HZ, SAMPLES)
+    assert float(late.sum()) == pytest.approx(2.0 * 0.4)  # the window ends before the train
 
 
 def test_slow_weak_trains_drive_as_rectified_current_does():

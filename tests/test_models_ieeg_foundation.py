@@ -15,7 +15,15 @@ from stimopt.errors import CheckpointError, DataError, ShapeError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ScoreModel
 from stimopt.models.ieeg_foundation import KIND, FoundationForecaster, FoundationModel, load_foundation
-from stimopt.models.ieeg_sites import DELAYS_S, kernel_answer, nearness_of, tie_features, tissue_features
+from stimopt.models.ieeg_sites import (
+    DELAYS_S,
+    RECRUITED,
+    kernel_answer,
+    nearness_of,
+    recruited_features,
+    tie_features,
+    tissue_features,
+)
 from stimopt.models.ieeg_subject import (
     FADING_S,
     SENSORY_FEATURES,
@@ -295,15 +303,15 @@ def at_rate(rate_hz, k=3, model=MODEL):
 
 def test_the_same_signals_at_another_rate_are_answered_alike():
     """Not exactly: a patch at 250 Hz ends 4 ms before the window, one at 1000 Hz ends 1 ms before it, and a forecast of
-    ongoing waves magnifies what differs. Of forecasts by the shipped weights for waves of 2 to 20 Hz, 0.02 differs at
-    500 Hz and 0.03 at 1000, root mean square.
+    ongoing waves magnifies what differs. Of forecasts by the shipped weights for waves of 2 to 20 Hz, 0.05 differs at
+    500 Hz and 0.07 at 1000, root mean square.
     """
     shipped = load_foundation()
     mean = at_rate(250.0, model=shipped)
     for rate_hz in (500.0, 1000.0):
         other = at_rate(rate_hz, model=shipped)[..., :: round(rate_hz / 250)]
         error = (other - mean).square().mean() / mean.square().mean()
-        assert float(error.sqrt()) < 0.06
+        assert float(error.sqrt()) < 0.08
 
 
 @pytest.mark.parametrize("rate_hz", [250.0, 500.0, 512.0, 2048.0])
@@ -616,6 +624,18 @@ def test_places_that_are_unknown_are_no_place():
     )
 
 
+def test_what_a_pulse_recruits_goes_with_the_square_of_the_field():
+    subject = subject_of(MONTAGE, REST)
+    near = nearness_of(joined_subjects([subject])).double()
+    charge = torch.zeros(1, 3, 2, near.shape[-1], dtype=torch.float64)
+    charge[0, :, 0, 0], charge[0, :, 1, 1] = torch.tensor([1e-3, 2e-3, 0.0]).double(), torch.tensor([0.0, 0.0, 1e-3])
+    weak, twice, other = recruited_features(near, charge)[0]
+    torch.testing.assert_close(twice, 4 * weak, rtol=1e-4, atol=0.0)
+    assert not weak[:, 1].any()  # a cathode alone raises no potential
+    assert not other[:, 0].any()
+    assert float(recruited_features(near, 1e6 * charge).max()) <= 1.0
+
+
 @pytest.mark.parametrize("pulses", [1, 3])
 def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample(pulses):
     """The charge of a pulse is what is compressed; that of a sample would make shared pulses count for more."""
@@ -625,8 +645,10 @@ def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample(pul
     subject = subject_of(MONTAGE, REST)
     shots = joined_shots([shots_of(subject, TRIALS.context[torch.full((9,), 20)], late, None, 125)])
     near = nearness_of(joined_subjects([subject]))
-    courses = 1 + len(FADING_S)
-    kernel = torch.ones(1, 9, len(subject.kind), courses, 2, near.shape[1], len(DELAYS_S), dtype=torch.float64)
+    courses = 2 + len(FADING_S)
+    kernel = torch.ones(
+        1, 9, len(subject.kind), courses, 2, near.shape[1] + RECRUITED, len(DELAYS_S), dtype=torch.float64
+    )
     answer = kernel_answer(kernel, near.double(), shots, RATE_HZ)[0]
     size = answer.sum(-1)  # delays sum to one, so it is what is felt
     assert torch.allclose(size, size[:1].expand_as(size), rtol=0.02)

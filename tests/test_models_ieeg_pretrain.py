@@ -273,6 +273,18 @@ def test_a_run_begins_with_the_weights_it_starts_from_and_nothing_beside_them(ol
     (tmp_path / "away").rename(older[0])
 
 
+def test_a_checkpoint_keeps_a_share_of_the_weights_that_its_run_began_with(older, patients, tmp_path):
+    recipe = replace(RECIPE, steps=2, start_from=older, kept=0.25)
+    pretrain(patients, recipe, tmp_path / "run")
+    checkpoint_of(tmp_path / "run", tmp_path / "model", patients)
+    first, last = begun(recipe).state_dict(), read_run(tmp_path / "run")[1].state_dict()
+    made = load_foundation(tmp_path / "model").weights
+    for name, value in made.items():
+        torch.testing.assert_close(value, 0.75 * last[name] + 0.25 * first[name])
+    with pytest.raises(ConfigError, match="kept"):
+        replace(RECIPE, kept=0.25)
+
+
 def test_another_start_than_the_one_that_was_asked_for_is_refused(older):
     with pytest.raises(CheckpointError, match=r"asked was 000000000000\.\.; give those"):
         begun(replace(RECIPE, start_from=(older[0], "0" * 64)))
