@@ -32,7 +32,7 @@ from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_residual import MOST_PAST, answered
-from .ieeg_subject import Shots
+from .ieeg_subject import OF_TRAINS, Shots
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
@@ -209,8 +209,7 @@ class _Held:
 
 
 def _silenced(shots: Shots) -> Shots:
-    names = ("charge", "course", "repeated", "even", "numbers", "senses")
-    return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in names})
+    return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in ("charge", *OF_TRAINS)})
 
 
 def _weights(held: list[_Held], doubt: float, otherwise: Float[Tensor, "2"]) -> Float[Tensor, "2"]:

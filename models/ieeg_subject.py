@@ -30,6 +30,7 @@ from stimopt.stimulus import Sensory, Stimulus
 from .drive import even_course, leading_ma, pulse_course, repeated_course
 from .ieeg_network import stimulus_features
 
+OF_TRAINS = ("course", "repeated", "even", "numbers", "senses")  # what of `Shots` knows neither contact nor channel
 KINDS = ("depth", "subdural", "dbs", "micro", "scalp", "none")
 MODALITIES = ("visual", "auditory", "tactile", "optical", "table")
 SENSORY_FEATURES = 16  # further numbers of a sensory stimulus that are read; the rest is refused
@@ -264,7 +265,7 @@ def joined_shots(shots: Sequence[Shots]) -> Shots:
         rows = [getattr(s, name) for s in shots]
         if name == "charge":
             rows = [_padded(row, -1, contacts, 0) for row in rows]
-        elif name not in ("course", "repeated", "even", "numbers", "senses"):
+        elif name not in OF_TRAINS:
             rows = [_padded(row, -2, channels, 0) for row in rows]
         joined[name] = torch.stack(rows)
     return Shots(**joined)

@@ -12,8 +12,8 @@ Reads are counted in half steps: 2n is the start of step n, 2n + 1 its middle. T
 moved; each sum keeps to one region's stretch of it, which the next read of the same tract finds in the cache again.
 Measured (76 regions, 1494 tracts, 64 rows, float32, 0.1 ms, an AMD EPYC, per region and step): torch's embedding bags
 7 ns in this order and 12 with steps outermost, sparse CSR 20 to 40; in float64 bags cost five times as much as CSR.
-Adding each step ahead to all that it will reach (Numba, a third of the memory to keep near) was tried, too: 14 % faster
-without tangents at 0.1 ms, 15 % slower with them and 13 % slower at 1 ms.
+Adding each step ahead to all that it will reach (Numba, a third of the memory to keep near) was tried and not kept: it
+was faster without tangents at 0.1 ms, slower with them and at 1 ms.
 """
 
 import math

@@ -33,6 +33,7 @@ from .jansen_rit import JansenRit
 from .kuramoto import Kuramoto
 from .linear import LinearOscillator, exact_step
 from .network import Network
+from .population import drawn
 from .twin import Twin
 from .wendling import Wendling
 
@@ -177,8 +178,8 @@ def _entering(twin: Twin, circuit: Dynamics, even: bool, source: torch.Generator
 
 def _log_drawn(bounds: tuple[float, float], source: torch.Generator) -> float:
     low, high = bounds
-    return float(low * (high / low) ** torch.rand((), generator=source, dtype=torch.float64))
+    return float(low * (high / low) ** drawn((0.0, 1.0), source))
 
 
 def _chance(share: float, source: torch.Generator) -> bool:
-    return float(torch.rand((), generator=source, dtype=torch.float64)) < share
+    return drawn((0.0, 1.0), source) < share
