@@ -5,7 +5,8 @@ a ring of the past, one call per block of steps (see `compiled_delays`), and the
 stays in Python (`compiled_walk`). Everything lies in memory as [region, *batch] from one step to
 the next, so a step is a few vectorised loops (see `regions_first`), on CPU and GPU alike.
 
-    forward mode    tangents travel as a second half of the unit: half a pass more, with delays up to a whole one
+    forward mode    tangents travel beside the values (see `compiled_tangents`): three quarters of a pass more for
+                    each parameter, with delays a whole one or more, since each has a past of its own to read
     reverse mode    states are kept, and each step is differentiated by a unit of its own on the way back
 
 The first call with new shapes compiles for some seconds; values never do. Where there is no
@@ -26,29 +27,28 @@ Not run on a GPU yet.
 """
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 import torch
-import torch.autograd.forward_ad as forward_mode
 from jaxtyping import Float
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from stimopt.errors import ConfigError
 from stimopt.tensors import carries_gradient
 
-from .compiled_delays import past_of_strip, reads_of, still_strip, strip_of
+from .compiled_delays import reads_of, still_strip, strip_of
 from .compiled_gradient import played_with_tape
-from .compiled_reading import Reader, itself
+from .compiled_reading import itself
 from .compiled_step import Step, leaves
+from .compiled_tangents import Turned, dual, played_with_turns, turned
 from .compiled_unit import Unit
-from .compiled_walk import Course, state_of, walk
+from .compiled_walk import Course
 from .delays import Past, steps_ahead, steps_back
 from .dynamics import Dynamics
 from .integrate import Scheme, euler, rk4
 from .network import Network
-from .simulate import Reading, Trajectory, require_start, simulate, steps_of
+from .simulate import Reading, Trajectory, require_fitting, simulate, steps_of
 
 
 def compiled_simulate(
@@ -76,47 +76,60 @@ def compiled_simulate(
         ConfigError: As `simulate`.
     """
     steps = steps_of(steps, drive)
-    require_start(dynamics, start)
+    require_fitting(dynamics, start, drive, waves)
     arguments: dict[str, Any] = {
         "dt_s": dt_s, "steps": steps, "drive": drive, "waves": waves, "past": past, "scheme": scheme,
         "hold_coupling": hold_coupling, "reading": reading, "every": every, "checkpoint": checkpoint,
     }  # fmt: skip
     if _beyond(dynamics, [start, drive, waves]):
         return simulate(dynamics, start, **arguments)
-    values, turns = _halves(_given(dynamics, start, dt_s, drive, waves, past))
-    with temporarily_clear_interpreter_stack():  # tangents from torch.func.jvp go on as plain dual numbers
+    given = turned(_given(dynamics, start, dt_s, drive, waves, past))
+    with temporarily_clear_interpreter_stack():  # what torch.func differentiates goes on as plain tensors
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
-        unit = _compiles(course, values, turns)
-        if unit and turns is None:
-            return _play(course, values, unit, Reader(course, reading or itself, every), checkpoint, past is None)
-        reader = Reader(course, reading or itself, every, 2)
-        both = _played_with_turns(course, values, turns, unit, reader, past is None) if unit and turns else None
-    return _dual(*both) if both else simulate(dynamics, start, **arguments)
+        units = _compiles(course, given)
+        played = _play(course, given, units, reading or itself, every, checkpoint, past is None) if units else None
+    if given is None or played is None:
+        return simulate(dynamics, start, **arguments)
+    value, *tangents = played
+    return dual(value, tangents, given.level) if tangents else value
 
 
-def _compiles(course: Course, values: Mapping[str, Tensor], turns: Mapping[str, Tensor] | None) -> Unit | None:
-    """The compiled step; None, and a warning that says why, where it cannot be compiled."""
+def _compiles(course: Course, given: Turned | None) -> list[Unit]:
+    """The compiled step for each group of tangents; none, and a warning that says why, where it cannot be compiled."""
     try:
-        return course.unit({name: value.detach() for name, value in values.items()}, turns)
+        if given is None:
+            raise ConfigError(
+                "no compiled step under torch.vmap, torch.func.grad or two derivatives; torch.autograd, torch.func.jvp "
+                "and torch.func.jacfwd have one"
+            )
+        values = {name: value.detach() for name, value in given.values.items()}
+        return [course.unit(values, turns) for turns in given.groups]
     except Exception as reason:  # whatever a compiler or a trace may say, the circuit can still be played
+        advice = "install a C++ compiler, or play with" if given else "play with"
         warnings.warn(
             f"{type(course.step.dynamics).__name__} could not be compiled ({type(reason).__name__}: "
-            f"{str(reason)[:200]}), so `simulate` plays it, many times slower; install a C++ compiler, or play with "
-            "`simulate` to silence this.",
+            f"{str(reason)[:200]}), so `simulate` plays it, many times slower; {advice} `simulate` to silence this.",
             stacklevel=3,
         )
-        return None
+        return []
 
 
 def _play(
-    course: Course, values: dict[str, Tensor], unit: Unit, reader: Reader, checkpoint: bool, still: bool
-) -> Trajectory:
-    if torch.is_grad_enabled() and any(value.requires_grad for value in values.values()):
-        return played_with_tape(course, values, reader.reading, reader.every, checkpoint)
-    with torch.no_grad():
-        columns, strips = walk(course, values, None, unit, reader.watch, still)
-        past = past_of_strip(strips[0], course.batch_shape, course.outputs) if strips else None
-        return Trajectory(reader.read()[0], state_of(columns), past)
+    course: Course,
+    given: Turned | None,
+    units: list[Unit],
+    reading: Reading,
+    every: int,
+    checkpoint: bool,
+    still: bool,
+) -> list[Trajectory] | None:
+    """The trajectory and its tangents."""
+    if given is None:
+        return None
+    recorded = torch.is_grad_enabled() and any(value.requires_grad for value in given.values.values())
+    if recorded and not given.turns:
+        return [played_with_tape(course, given.values, reading, every, checkpoint)]
+    return played_with_turns(course, given, units, reading, every, still)
 
 
 def lane_waves(
@@ -163,48 +176,3 @@ def _course(
     if not late or not isinstance(dynamics, Network):
         return Course(step, batch_shape, steps, None)
     return Course(step, batch_shape, steps, reads_of(dynamics, dt_s), steps_ahead(dynamics, dt_s))
-
-
-def _halves(given: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Values, and their tangents where forward differentiation gave any."""
-    pairs = {name: forward_mode.unpack_dual(value) for name, value in given.items()}
-    turns = {name: _bare(pair.tangent) for name, pair in pairs.items() if pair.tangent is not None}
-    values = {name: _bare(pair.primal) if turns else given[name] for name, pair in pairs.items()}
-    if not turns:
-        return values, None
-    needed = [name for name in ("start", "strip") if name in values]
-    return values, {name: torch.zeros_like(values[name]) for name in needed} | turns
-
-
-def _bare(tensor: Tensor) -> Tensor:
-    """Without the wrapper that `torch.func.jvp` puts round it."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    return torch._C._functorch.get_unwrapped(tensor) if wrapped else tensor
-
-
-def _played_with_turns(
-    course: Course,
-    values: Mapping[str, Tensor],
-    turns: Mapping[str, Tensor],
-    unit: Unit,
-    reader: Reader,
-    still: bool,
-) -> tuple[Trajectory, Trajectory]:
-    """The trajectory, and its tangent."""
-    with torch.no_grad():
-        columns, strips = walk(course, values, turns, unit, reader.watch, still)
-        ends = state_of(columns[: course.states]), state_of(columns[course.states :])
-        pasts: list[Past | None] = [None, None]
-        if strips:
-            pasts = [past_of_strip(strip, course.batch_shape, course.outputs) for strip in strips]
-        value, turn = (Trajectory(read, end, past) for read, end, past in zip(reader.read(), ends, pasts, strict=True))
-        return value, turn
-
-
-def _dual(value: Trajectory, turn: Trajectory) -> Trajectory:
-    """Both as dual numbers; made where the caller differentiates, or they would be constants there."""
-    join: Any = forward_mode.make_dual
-    past = None
-    if value.past is not None and turn.past is not None:
-        past = Past(*(join(getattr(value.past, f.name), getattr(turn.past, f.name)) for f in fields(Past)))
-    return Trajectory(join(value.readings, turn.readings), join(value.end, turn.end), past)

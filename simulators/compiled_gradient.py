@@ -86,7 +86,7 @@ class _Tape(torch.autograd.Function):
             heard.extend(late)
             reader.watch(number, columns, late)
 
-        columns, strips = walk(course, given, None, course.unit(given, None), watch)
+        columns, strips = walk(course, given, (), course.unit(given), watch)
         nothing = given["start"].new_zeros(0)
         ctx.rules = (course, names, reading, first, every)
         ctx.save_for_backward(*kept, *heard, *now)
@@ -118,12 +118,12 @@ class _Back:
         heard: Sequence[Tensor],
     ) -> None:
         self.course, self.given, self.states, self.heard = course, given, states, heard
-        forward = course.unit(given, None)
+        forward = course.unit(given)
         self.per_step = reads_per_step(forward)
         self.pulled = [
             name for name in forward.names if name.startswith(("state.", "late.")) or _source(name) in wanted
         ]
-        self.unit: Unit = course.unit(given, None, self.pulled)
+        self.unit: Unit = course.unit(given, pulled=self.pulled)
         self.found = {name: torch.zeros_like(given[name]) for name in wanted}
 
     def run(

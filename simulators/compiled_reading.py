@@ -33,15 +33,15 @@ class Reader:
         course: Of the walk.
         reading: What is read.
         every: Of how many steps one is read.
-        halves: Values alone, or tangents too.
+        parts: Values and their tangents; 1 for values alone.
         first: The step that is read first.
     """
 
-    def __init__(self, course: Course, reading: Reading, every: int, halves: int = 1, first: int = 0) -> None:
-        self.course, self.reading, self.every, self.halves, self.first = course, reading, every, halves, first
+    def __init__(self, course: Course, reading: Reading, every: int, parts: int = 1, first: int = 0) -> None:
+        self.course, self.reading, self.every, self.parts, self.first = course, reading, every, parts, first
         self.together = _together(course, reading)
         self.kept: list[list[Tensor]] = []
-        self.readings: list[list[Tensor]] = [[] for _ in range(halves)]
+        self.readings: list[list[Tensor]] = [[] for _ in range(parts)]
 
     def watch(self, number: int, columns: list[Tensor], late: list[Tensor]) -> None:
         """Keep the columns of a step where one is asked for."""
@@ -59,17 +59,24 @@ class Reader:
         if not self.kept:
             return
         states, count = [], self.course.states
-        for half in range(self.halves):
-            columns = [column for kept in self.kept for column in kept[half * count : (half + 1) * count]]
+        for part in range(self.parts):
+            columns = [column for kept in self.kept for column in kept[part * count : (part + 1) * count]]
             states.append(_states(columns, count))
         self.kept.clear()
         if self.together == 1:
             states = [state[0] for state in states]
-        found: Any = self.reading(states[0] if self.halves == 1 else forward_mode.make_dual(*states))
-        parts = [found] if self.halves == 1 else list(forward_mode.unpack_dual(found))
-        for readings, part in zip(self.readings, parts, strict=True):
-            known = torch.zeros_like(parts[0]) if part is None else part
-            readings.append(known.unsqueeze(0) if self.together == 1 else known)
+        for readings, read in zip(self.readings, self._read(states), strict=True):
+            readings.append(read.unsqueeze(0) if self.together == 1 else read)
+
+    def _read(self, states: list[Tensor]) -> list[Tensor]:
+        """Readings of a state and of its tangents."""
+        value, *turns = states
+        if not turns:
+            return [self.reading(value)]
+        make: Any = forward_mode.make_dual
+        pairs = [forward_mode.unpack_dual(self.reading(make(value, turn))) for turn in turns]
+        known = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
+        return [pairs[0].primal, *known]
 
 
 class Echoes:

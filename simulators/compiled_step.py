@@ -8,7 +8,7 @@ Inputs are named slots, each [*batch, region] or smaller:
     state.i           column i of the state                      wave.i      increment of noise i
     drive.s.i         input i from outside at stage s            late.s.o    what arrives of output o, weighted
     leaf.path         a parameter                                instant     weights of what is not late
-    turn.slot         tangent of a slot (forward mode)           pull.i      cotangent of output i (reverse mode)
+    turn.d.slot       tangent of a slot in direction d           pull.i      cotangent of output i (reverse mode)
 """
 
 import dataclasses

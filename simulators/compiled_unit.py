@@ -51,7 +51,8 @@ def compiled(step: Step, slots: Slots, pulled: Sequence[str] = ()) -> Unit:
 
     Args:
         step: What to compile.
-        slots: Examples of all inputs. Where some have a tangent, the tangents of all outputs follow the outputs.
+        slots: Examples of all inputs. Where some have tangents, those of all outputs follow the outputs, a
+            direction at a time.
         pulled: Slots whose cotangents are wanted instead of the outputs.
     """
     names = tuple(slots)
@@ -91,7 +92,11 @@ def _turned(step: Step, slots: Slots) -> list[Tensor]:
 def _forward_mode(
     graph: GraphModule, names: list[str], examples: list[Tensor], turns: Slots
 ) -> tuple[GraphModule, list[str], list[Tensor]]:
-    places = [names.index(name.removeprefix("turn.")) for name in turns]
+    first = next(iter(turns)).split(".", 2)[:2]
+    moving = [name.split(".", 2)[2] for name in turns if name.split(".", 2)[:2] == first]
+    places = [names.index(name) for name in moving]
+    count = len(turns) // len(places)
+    ordered = [f"turn.{number}.{name}" for number in range(count) for name in moving]
 
     def both(*values: Tensor) -> list[Tensor]:
         plain = list(values[: len(names)])
@@ -106,10 +111,12 @@ def _forward_mode(
         primal, pull, *_ = torch.func.vjp(moved, *[plain[p] for p in places])
         nothing = [torch.zeros_like(value) for value in primal]
         _, push, *_ = torch.func.vjp(lambda *cotangents: pull(list(cotangents)), *nothing)
-        return [*primal, *push(tuple(values[len(names) :]))]
+        tangents = values[len(names) :]
+        each = [tangents[i : i + len(places)] for i in range(0, len(tangents), len(places))]
+        return [*primal, *(pushed for tangent in each for pushed in push(tuple(tangent)))]
 
-    examples = examples + list(turns.values())
-    return make_fx(both)(*examples), names + list(turns), examples
+    examples = examples + [turns[name] for name in ordered]
+    return make_fx(both)(*examples), names + ordered, examples
 
 
 def _reverse_mode(

@@ -1,11 +1,11 @@
 """The loop over compiled steps: blocks of steps, what arrives in each, and what is kept on the way.
 
-A walk has one half, the values, or two, the values and their tangents, which then travel
-together through the same unit, each with a strip of its own. What has a region lies in
+A walk has one part, the values, or more, the values and one or several tangents, which then
+travel together through the same unit, each with a strip of its own. What has a region lies in
 memory as the units read it, [region, *batch].
 
     given   start [*batch, region, state], waves, drive, strip, instant, and every leaf of the circuit by name
-    turns   tangents of some of these, by the same names
+    turns   tangents of some of these, by the same names, once for each direction
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,6 @@ from .integrate import MIDDLE
 Given: TypeAlias = Mapping[str, Tensor]
 Watch = Callable[[int, list[Tensor], list[Tensor]], None]  # step number, columns, what arrives at its stages
 _BLOCK = 64  # steps whose noise and drive are put in order at once, where no delay says less
-_PREFIXES = ("", "turn.")
 _STAGES = 3
 
 
@@ -70,10 +69,10 @@ class Course:
             raise ConfigError("nothing is late in this network; a walk through it has nothing to hear.")
         return self.reads
 
-    def names(self, halves: Sequence[Given]) -> list[str]:
-        """Slots of what changes from step to step: columns of each half, what each hears at each stage, and pushes."""
-        prefixes = _PREFIXES[: len(halves)]
-        pushed = [name for prefix, half in zip(prefixes, halves, strict=True) for name in _pushed(half, prefix)]
+    def names(self, parts: Sequence[Given]) -> list[str]:
+        """Slots of what changes from step to step: columns of each part, what each hears at each stage, and pushes."""
+        prefixes = _prefixes(len(parts))
+        pushed = [name for prefix, part in zip(prefixes, parts, strict=True) for name in _pushed(part, prefix)]
         columns = [name for prefix in prefixes for name in _names(f"{prefix}state.", self.states)]
         if self.reads is None:
             return [*columns, *pushed]
@@ -88,25 +87,32 @@ class Course:
         by_output = arriving.view(-1, regions, self.outputs, *self.batch_shape).movedim(2, 1).contiguous()
         return [list(read.unbind(0)) for read in by_output.unbind(0)]
 
-    def unit(self, given: Given, turns: Given | None, pulled: Sequence[str] = ()) -> Unit:
+    def unit(self, given: Given, turns: Sequence[Given] = (), pulled: Sequence[str] = ()) -> Unit:
         """The compiled step for inputs like these."""
-        halves = [given] if turns is None else [given, turns]
+        parts = [given, *turns]
         regions = given["start"].shape[-2]
-        columns = [given["start"].new_empty(regions, *self.batch_shape)] * (self.states * len(halves))
+        columns = [given["start"].new_empty(regions, *self.batch_shape)] * (self.states * len(parts))
         late = []
         if self.reads is not None:
-            now = [half["strip"][None, :, 0, 0].contiguous() for half in halves]
+            now = [part["strip"][None, :, 0, 0].contiguous() for part in parts]
             late = [one for arriving in now for one in _STAGES * self.lanes(arriving)[0]]
-        names, (push,) = self.names(halves), _pushes_of(halves, 0, 1)
+        names, (push,) = self.names(parts), _pushes_of(parts, 0, 1)
         moving = dict(zip(names, [*columns, *late, *push], strict=True))
-        return compiled(self.step, {**_fixed(halves), **moving}, pulled)
+        return compiled(self.step, {**_fixed(parts), **moving}, pulled)
 
 
-def _fixed(halves: Sequence[Given]) -> dict[str, Tensor]:
+@cache
+def _prefixes(count: int) -> tuple[str, ...]:
+    """Of the slots of each part: values first, then one tangent after the other."""
+    return ("", *(f"turn.{number}." for number in range(count - 1)))
+
+
+def _fixed(parts: Sequence[Given]) -> dict[str, Tensor]:
     """What is the same for all steps, by slot."""
     kept = ("leaf", "instant")
+    prefixes = _prefixes(len(parts))
     return {
-        f"{p}{n}": x for p, half in zip(_PREFIXES, halves, strict=False) for n, x in half.items() if n.startswith(kept)
+        f"{p}{n}": x for p, part in zip(prefixes, parts, strict=True) for n, x in part.items() if n.startswith(kept)
     }
 
 
@@ -117,9 +123,9 @@ def _pushed(given: Given, prefix: str) -> list[str]:
     return [*waves, *(name for s in stages for name in _names(f"{prefix}drive.{s}.", given["drive"].shape[-1]))]
 
 
-def _pushes_of(halves: Sequence[Given], begin: int, count: int) -> list[list[Tensor]]:
-    parts = [pushes(half, begin, count) for half in halves]
-    return parts[0] if len(parts) == 1 else [[*one, *other] for one, other in zip(*parts, strict=True)]
+def _pushes_of(parts: Sequence[Given], begin: int, count: int) -> list[list[Tensor]]:
+    by_part = [pushes(part, begin, count) for part in parts]
+    return [[push for pushed in step for push in pushed] for step in zip(*by_part, strict=True)]
 
 
 def pushes(given: Given, begin: int, count: int) -> list[list[Tensor]]:
@@ -152,35 +158,34 @@ def state_of(columns: Sequence[Tensor]) -> Tensor:
 
 
 def walk(
-    course: Course, given: Given, turns: Given | None, unit: Unit, watch: Watch, still: bool = False
+    course: Course, given: Given, turns: Sequence[Given], unit: Unit, watch: Watch, still: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """All steps. `watch` is called before each; gives the columns at the end, and the strip of each half there.
+    """All steps. `watch` is called before each; gives the columns at the end, and the strip of each part there.
 
     Args:
         course: What to play.
         given: All values, no tangents.
-        turns: Tangents of some; `start` and, with delays, `strip` must be among them.
+        turns: Tangents of some, one or more of each; `start` and, with delays, `strip` must be among them.
         unit: Of `Course.unit` for these.
         watch: Sees every step; of what arrives, the values.
         still: Whether the strips hold one state of rest throughout, and may be written over.
     """
-    halves = [given] if turns is None else [given, turns]
-    columns = [column for half in halves for column in columns_of(half["start"])]
-    seats = Seats(unit, _fixed(halves), course.names(halves))
-    ears = _ears(course, [Strip(half["strip"], course.steps, still) for half in halves], unit) if course.reads else []
+    parts = [given, *turns]
+    columns = [column for part in parts for column in columns_of(part["start"])]
+    seats = Seats(unit, _fixed(parts), course.names(parts))
+    ears = _ears(course, [Strip(part["strip"], course.steps, still) for part in parts], unit) if course.reads else []
     for begin in range(0, course.steps, course.ahead):
         count = min(course.ahead, course.steps - begin)
-        pushed = _pushes_of(halves, begin, count)
+        pushed = _pushes_of(parts, begin, count)
         heard = [ear.block() for ear in ears]
         for k, push in enumerate(pushed):
             late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
             watch(begin + k, columns, late[0] if late else [])
-            outputs = seats.filled([*columns, *(one for half in late for one in half), *push])
-            each = len(outputs) // len(halves)
-            parts = [outputs[h : h + each] for h in range(0, len(outputs), each)]
-            columns = [column for part in parts for column in part[: course.states]]
-            for ear, part in zip(ears, parts, strict=bool(ears)):
-                ear.hear(part[-1])
+            outputs = seats.filled([*columns, *(one for arriving in late for one in arriving), *push])
+            each = len(outputs) // len(parts)
+            columns = [column for first in range(0, len(outputs), each) for column in outputs[first:][: course.states]]
+            for number, ear in enumerate(ears, 1):
+                ear.hear(outputs[number * each - 1])
     return columns, [ear.strip.rows for ear in ears]
 
 
@@ -208,7 +213,7 @@ class Seats:
 
 
 def _ears(course: Course, strips: Sequence[Strip], unit: Unit) -> list["_Ears"]:
-    """Of all halves, which read alike."""
+    """Of all parts, which read alike."""
     per_step = reads_per_step(unit)
     ends = torch.arange(course.ahead * per_step + 1, device=strips[0].ring.device) * (2 // per_step)
     now, block = (course.late.sums(reads, strips[0]) for reads in (ends[:1], ends[1:]))
@@ -216,7 +221,7 @@ def _ears(course: Course, strips: Sequence[Strip], unit: Unit) -> list["_Ears"]:
 
 
 class _Ears:
-    """What half of a walk hears of its own past, and its strip."""
+    """What a part of a walk hears of its own past, and its strip."""
 
     def __init__(self, course: Course, strip: Strip, now: Sums, block: Sums, per_step: int) -> None:
         self.course, self.strip, self.sums, self.per_step = course, strip, block, per_step

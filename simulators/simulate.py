@@ -198,12 +198,12 @@ def simulate(
         Readings, the state at the end, and the past there.
 
     Raises:
-        ShapeError: If steps and drive, or the start and the circuit, do not fit.
+        ShapeError: If steps and drive, or start, drive or waves and the circuit, do not fit.
         ConfigError: If a delay is shorter than the step.
     """
     steps = steps_of(steps, drive)
     regions, inputs = dynamics.rest.shape[-2], len(dynamics.inputs)
-    require_start(dynamics, start)
+    require_fitting(dynamics, start, drive, waves)
     if drive is None:
         drive = start.new_zeros((1,) * (start.ndim)).expand(steps, 3, *(1,) * (start.ndim - 2), regions, inputs)
     start = start.contiguous()  # forward differentiation refuses the shared memory of an expanded tensor
@@ -234,17 +234,28 @@ def _itself(state: Tensor) -> Tensor:
     return state
 
 
-def require_start(dynamics: Dynamics, start: Tensor) -> None:
-    """Refuse a start that does not fit the circuit.
+def require_fitting(dynamics: Dynamics, start: Tensor, drive: Tensor | None, waves: Tensor | None) -> None:
+    """Refuse a start, drive or noise that does not fit the circuit.
 
     Raises:
-        ShapeError: If its last axes are not region and state.
+        ShapeError: If the last axes of `start` are not region and state, of `drive` not input, of `waves` not noisy
+            state; or if `drive` has not its three stages.
     """
     regions = dynamics.rest.shape[-2]
     if tuple(start.shape[-2:]) != (regions, len(dynamics.states)):
         raise ShapeError(
             f"start must end in [region, state] = [{regions}, {len(dynamics.states)}] "
             f"({', '.join(dynamics.states)}), got {list(start.shape)}."
+        )
+    if drive is not None and (drive.ndim < 4 or drive.shape[1] != 3 or drive.shape[-1] != len(dynamics.inputs)):
+        raise ShapeError(
+            f"drive must be [step, 3, *batch, region, input] with {len(dynamics.inputs)} inputs "
+            f"({', '.join(dynamics.inputs)}), got {list(drive.shape)}; `stage_drive` makes one."
+        )
+    if waves is not None and (waves.ndim < 3 or waves.shape[-1] != len(dynamics.noisy)):
+        raise ShapeError(
+            f"waves must be [step, *batch, region, noisy] with {len(dynamics.noisy)} noisy states "
+            f"({', '.join(dynamics.noisy)}), got {list(waves.shape)}; `white_waves` makes them."
         )
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -255,6 +256,59 @@ def test_gradients_through_delays_are_those_of_the_plain_loop():
         1
     ]
     torch.testing.assert_close(tangent, sum((g.sum() for g in truth), at[0] * 0), **CLOSE)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("delay_s", [None, DELAY_S])
+def test_several_parameters_at_once_are_differentiated_as_one_by_one(delay_s):
+    given = forced(Network(columns(), WEIGHTS, delay_s=delay_s))
+
+    def answer(play, knobs: Tensor) -> Tensor:
+        network = Network(JansenRit(knobs[1] + columns().afferents_hz), WEIGHTS, gain=knobs[0], delay_s=delay_s)
+        forcing = {"drive": knobs[2] * given["drive"], "waves": given["waves"], "start": knobs[3] * given["start"]}
+        played = play(network, **forcing, dt_s=DT_S, scheme=heun, reading=network.potential_mv, every=2)
+        end = played.end.sum() if played.past is None else played.past.slope_end.sum()
+        return torch.cat([played.readings.square().mean((0, 1)) * knobs[4], end.reshape(1)])
+
+    knobs = torch.tensor([10.0, 3.0, 1.5, 0.9, 2.0], dtype=torch.float64)  # five: more than travel together
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = torch.func.jacfwd(lambda at: answer(compiled_simulate, at))(knobs)
+    torch.testing.assert_close(ours, torch.func.jacfwd(lambda at: answer(simulate, at))(knobs), **CLOSE)
+
+
+@needs_compiler
+def test_what_has_no_compiled_step_is_played_plain_and_right():
+    network = columns()
+    start, afferents = network.rest.expand(2, -1, -1).contiguous(), network.afferents_hz
+
+    def answer(play, more: Tensor) -> Tensor:
+        return play(JansenRit(afferents + more), start, dt_s=DT_S, steps=5, scheme=heun).end.square().sum()
+
+    def both(what) -> list[Tensor]:
+        return [what(partial(answer, play)) for play in (compiled_simulate, simulate)]
+
+    more = torch.tensor([20.0, 30.0, 40.0], dtype=torch.float64)
+    derivatives = [
+        lambda f: torch.func.grad(f)(more),
+        lambda f: torch.func.jacfwd(torch.func.jacfwd(f))(more),
+        lambda f: torch.func.vmap(f)(more),
+    ]
+    for what in derivatives:
+        with pytest.warns(UserWarning, match="no compiled step under torch.vmap"):
+            ours, plain = both(what)
+        torch.testing.assert_close(ours, plain, **CLOSE)
+
+
+@pytest.mark.parametrize("play", [simulate, compiled_simulate])
+def test_forcing_that_does_not_fit_the_circuit_is_refused(play):
+    start = columns().rest.expand(2, -1, -1).contiguous()
+    one = torch.ones(4, 3, 2, 3, 1, dtype=torch.float64)
+    with pytest.raises(ShapeError, match=r"2 inputs \(afferents_hz, pyramidal_mv\), got \[4, 3, 2, 3, 1\]"):
+        play(columns(), start, dt_s=DT_S, drive=one)
+    with pytest.raises(ShapeError, match=r"1 noisy states .*got \[4, 2, 3, 2\]"):
+        play(columns(), start, dt_s=DT_S, steps=4, waves=torch.zeros(4, 2, 3, 2, dtype=torch.float64))
 
 
 @pytest.mark.slow

@@ -1,0 +1,131 @@
+"""Forward mode through compiled steps: tangents travel beside the values, through the same units.
+
+`torch.func.jvp` gives one tangent of every value, `torch.func.jacfwd` one for each parameter at
+once; a few of these share each pass of values, so that every further parameter costs less than
+the first. Torch wraps what it differentiates: here the wrappers come off, and go on again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_mode
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from .compiled_delays import past_of_strip
+from .compiled_reading import Reader
+from .compiled_unit import Unit
+from .compiled_walk import Course, state_of, walk
+from .delays import Past
+from .simulate import Reading, Trajectory
+
+_TOGETHER, _LATE_TOGETHER = 4, 2  # directions of one unit, without delays and with: each has a past to keep near
+_CHANGING = {"start", "strip"}  # what a walk changes, or goes on from
+_WRAPPERS = torch._C._functorch
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Values, and their tangents in one direction or several.
+
+    Attributes:
+        values: All values by name, bare.
+        turns: Of each direction, tangents by name, bare; `start` and `strip` have one always. Empty where nothing
+            is differentiated forwards.
+        level: Of the `torch.vmap` that tangents of several directions are in; None for one direction.
+    """
+
+    values: dict[str, Tensor]
+    turns: list[dict[str, Tensor]]
+    level: int | None
+
+    @property
+    def groups(self) -> list[list[dict[str, Tensor]]]:
+        """Directions that travel together; one empty group where there are none."""
+        most = _LATE_TOGETHER if "strip" in self.values else _TOGETHER
+        return [self.turns[first : first + most] for first in range(0, max(1, len(self.turns)), most)]
+
+
+def turned(given: Mapping[str, Tensor]) -> Turned | None:
+    """Values and tangents without their wrappers; None where more is wrapped than one forward differentiation does.
+
+    That is so under `torch.vmap` over values, and for derivatives of derivatives.
+    """
+    pairs = {name: forward_mode.unpack_dual(value) for name, value in given.items()}
+    with temporarily_clear_interpreter_stack():  # or all that is made here were wrapped again
+        tangents = {name: _directions(_bare(pair.tangent)) for name, pair in pairs.items() if pair.tangent is not None}
+        values = {name: _bare(pair.primal) for name, pair in pairs.items()} if tangents else dict(given)
+        parts = [*values.values(), *(part for tangent in tangents.values() for part in tangent)]
+        if any(_is_wrapped(part) for part in parts):
+            return None
+        count = max((len(tangent) for tangent in tangents.values()), default=0)
+        turns = [{name: tangent[i % len(tangent)] for name, tangent in tangents.items()} for i in range(count)]
+        for turn in turns:
+            for name in _CHANGING & values.keys():
+                if name not in turn:
+                    turn[name] = torch.zeros_like(values[name])
+                elif len(tangents[name]) < count:
+                    turn[name] = turn[name].clone()  # each direction needs its own memory
+    levels = {_WRAPPERS.maybe_get_level(_bare(pair.tangent)) for pair in pairs.values() if pair.tangent is not None}
+    return Turned(values, turns, max(levels - {None, -1}, default=None))
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    return bool(_WRAPPERS.is_functorch_wrapped_tensor(tensor))
+
+
+def _bare(tensor: Tensor) -> Tensor:
+    """Without the wrapper that `torch.func.jvp` puts round it."""
+    wrapped = _is_wrapped(tensor) and not _WRAPPERS.is_batchedtensor(tensor)
+    return _WRAPPERS.get_unwrapped(tensor) if wrapped else tensor
+
+
+def _directions(tangent: Tensor) -> list[Tensor]:
+    """Of one tensor: a tangent for each direction, or one for all."""
+    if not _WRAPPERS.is_batchedtensor(tangent):
+        return [tangent]
+    return list(_WRAPPERS.get_unwrapped(tangent).unbind(_WRAPPERS.maybe_get_bdim(tangent)))
+
+
+def played_with_turns(
+    course: Course, given: Turned, units: Sequence[Unit], reading: Reading, every: int, still: bool
+) -> list[Trajectory]:
+    """The trajectory, and its tangent in each direction."""
+    played: list[Trajectory] = []
+    still = still and len(units) == 1  # or the next group could not begin where the first did
+    with torch.no_grad():
+        for turns, unit in zip(given.groups, units, strict=True):
+            reader = Reader(course, reading, every, 1 + len(turns))
+            columns, strips = walk(course, given.values, turns, unit, reader.watch, still)
+            played += _trajectories(course, columns, strips, reader.read())[len(played) > 0 :]
+    return played
+
+
+def _trajectories(
+    course: Course, columns: Sequence[Tensor], strips: Sequence[Tensor], read: Sequence[Tensor]
+) -> list[Trajectory]:
+    """Of values, and of each tangent."""
+    ends = [state_of(columns[i : i + course.states]) for i in range(0, len(columns), course.states)]
+    pasts: list[Past | None] = [past_of_strip(strip, course.batch_shape, course.outputs) for strip in strips]
+    pasts = pasts or [None] * len(ends)
+    return [Trajectory(*parts) for parts in zip(read, ends, pasts, strict=True)]
+
+
+def dual(value: Trajectory, tangents: Sequence[Trajectory], level: int | None) -> Trajectory:
+    """Both as dual numbers; made where the caller differentiates, or they would be constants there."""
+
+    def joined(part: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        with temporarily_clear_interpreter_stack():
+            tangent = parts[0] if level is None else _WRAPPERS._add_batch_dim(torch.stack(list(parts)), 0, level)
+        make: Any = forward_mode.make_dual
+        both: Tensor = make(part, tangent)
+        return both
+
+    past = None
+    if value.past is not None:
+        known = [turn.past for turn in tangents if turn.past is not None]
+        past = Past(*(joined(getattr(value.past, f.name), [getattr(t, f.name) for t in known]) for f in fields(Past)))
+    readings = joined(value.readings, [turn.readings for turn in tangents])
+    return Trajectory(readings, joined(value.end, [turn.end for turn in tangents]), past)
