@@ -113,6 +113,7 @@ class BasalGanglia(Dynamics):
     outputs: ClassVar[tuple[str, ...]] = ("stn_synapse", "gpe_synapse", "gpi_synapse")
     source: ClassVar[str] = "So, Kent and Grill 2012, J Comput Neurosci 32:499-519; ModelDB 141699"
     noise_convention: ClassVar[str] = "no noise; seeds differ in first voltages, GPe currents and cortical pulses"
+    tested_schemes: ClassVar[tuple[str, ...]] = ("ExponentialEuler",)
     # exponential Euler at this step: firing rates of all nuclei 4 % below those at 0.01 ms at most, the error index the
     # same within its spread over seeds (see the tests); rk4 stays finite; euler is for 0.01 ms, as published
     largest_dt_s: ClassVar[float] = 5e-5

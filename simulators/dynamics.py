@@ -70,9 +70,14 @@ class Dynamics(ABC):
         """Where a simulation begins, `[region, state]` or with a batch; its device and dtype are the circuit's."""
 
     @property
+    def tested_schemes(self) -> tuple[str, ...]:
+        """Schemes with which `largest_dt_s` was tested; with others a `Twin` halves its step once to see."""
+        return ("rk4",)
+
+    @property
     @abstractmethod
     def largest_dt_s(self) -> float:
-        """The largest step that was tested against a finer one; larger ones are refused."""
+        """The largest step that was tested against a finer one, for parameters like these; larger ones are refused."""
 
     @abstractmethod
     def drift(self, state: State, drive: Drive) -> State:
@@ -103,6 +108,18 @@ class Dynamics(ABC):
         """
         slope: Tensor = torch.func.jvp(self.emission, (state,), (rate,))[1]
         return slope
+
+
+def step_at_pace(largest_dt_s: float, tested_per_s: float, *rates_per_s: Parameter) -> float:
+    """The step that was tested where a circuit's fastest rate was `tested_per_s`; shorter in proportion where faster.
+
+    Args:
+        largest_dt_s: The step that was tested.
+        tested_per_s: The fastest of the circuit's rates in that test.
+        rates_per_s: The rates now.
+    """
+    fastest = max(float(torch.as_tensor(rate).detach().abs().max()) for rate in rates_per_s)
+    return largest_dt_s * min(1.0, tested_per_s / max(fastest, tested_per_s))
 
 
 def noisy_columns(dynamics: Dynamics) -> Float[Tensor, "noisy state"]:

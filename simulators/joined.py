@@ -65,6 +65,11 @@ class Joined(Dynamics):
         return self.circuit.rest
 
     @property
+    def tested_schemes(self) -> tuple[str, ...]:
+        """See Dynamics."""
+        return self.circuit.tested_schemes
+
+    @property
     def largest_dt_s(self) -> float:
         """See Dynamics."""
         return self.circuit.largest_dt_s

@@ -64,15 +64,29 @@ def half_step_error(
     return float((whole - halves).abs().max() / whole.std().clamp_min(1e-12))
 
 
-def require_step(dynamics: Dynamics, *, dt_s: float, seconds: float, tolerance: float = 0.05) -> None:
-    """Refuse a step that halving shows to be too large, without noise and from rest.
+def require_step(
+    dynamics: Dynamics,
+    *,
+    dt_s: float,
+    seconds: float,
+    scheme: Scheme = rk4,
+    source: torch.Generator | None = None,
+    tolerance: float = 0.05,
+) -> None:
+    """Refuse a step that halving shows to be too large, from rest; other arguments as `half_step_error`.
 
     Raises:
         ConfigError: Naming the error found and the largest step tested for the circuit.
     """
-    error = half_step_error(dynamics, dt_s=dt_s, seconds=seconds)
-    if error > tolerance:
+    error = half_step_error(dynamics, dt_s=dt_s, seconds=seconds, scheme=scheme, source=source)
+    if not error <= tolerance:
         raise ConfigError(
-            f"dt_s {dt_s:g} s is too large for this circuit: halving it changes the potential by {error:.2g} of its "
-            f"standard deviation, {tolerance:g} is allowed. Choose dt_s at or below {dynamics.largest_dt_s:g} s."
+            f"dt_s {dt_s:g} s is too large for this circuit with {scheme_name(scheme)}: halving it changes the "
+            f"potential by {error:.2g} of its standard deviation, {tolerance:g} is allowed. Choose a shorter one; the "
+            f"largest tested is {dynamics.largest_dt_s:g} s, with {' or '.join(dynamics.tested_schemes)}."
         )
+
+
+def scheme_name(scheme: Scheme) -> str:
+    """What a scheme is called."""
+    return str(getattr(scheme, "__name__", type(scheme).__name__))

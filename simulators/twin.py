@@ -45,7 +45,8 @@ from .network import Network
 from .senses import Senses
 from .sensing import Sensing
 from .simulate import Simulation, Trajectory, simulate
-from .twin_parts import require_shapes, require_times
+from .step_check import scheme_name
+from .twin_parts import require_finite, require_shapes, require_tested, require_times
 from .vigilance import Vigilance
 
 _PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
@@ -82,7 +83,8 @@ class Twin(System):
 
     Raises:
         ConfigError: If dt_s is larger than was tested for the circuit, or window, rate and step do not fit.
-            A step longer than the shortest delay, an unknown input in `entry`, or senses that enter nowhere, too.
+            A step longer than the shortest delay, an unknown input in `entry`, or senses that enter nowhere, too; and
+            a step that halving shows to be too large for a scheme with which the circuit was not tested.
         ShapeError: If drive, senses or sensing do not fit montage and regions.
     """
 
@@ -106,6 +108,7 @@ class Twin(System):
 
     def __post_init__(self) -> None:
         require_times(self.circuit, self.dt_s, self.rate_hz, self.window_s)
+        require_tested(self.circuit, self.dt_s, self.scheme)
         if self.senses is not None and not any(entry.sensory_hz for entry in self._entries):
             raise ConfigError("this twin has senses that no input listens to; give an Entry some sensory_hz.")
         entries_of(self.entry, self.circuit.inputs)
@@ -135,7 +138,11 @@ class Twin(System):
         return map_tensors(self, lambda tensor: tensor.to(like))
 
     def start(self, batch_shape: Sequence[int], generator: torch.Generator) -> State:
-        """A settled state at the beginning of a session; rows differ by their noise."""
+        """A settled state at the beginning of a session; rows differ by their noise.
+
+        Raises:
+            ConfigError: If the circuit runs away.
+        """
         rest = self.circuit.rest
         keys = row_keys(batch_shape, generator).to(rest.device)
         state = rest.expand(*batch_shape, *rest.shape[-2:])
@@ -164,6 +171,7 @@ class Twin(System):
             ShapeError: If the batch of `stimulus` is not that of `state`.
             MontageError: If the stimulus is for other contacts.
             StimulusError: If it reaches senses that the twin has not.
+            ConfigError: If the circuit runs away, so that nothing finite is left to sense.
         """
         window = self._window(state, stimulus, generator)
         signal_uv = self.sensing.signal_uv(
@@ -199,7 +207,7 @@ class Twin(System):
             "regions": float(self.regions),
             "source": self.circuit.source,
             "noise_convention": self.circuit.noise_convention,
-            "scheme": getattr(self.scheme, "__name__", type(self.scheme).__name__),
+            "scheme": scheme_name(self.scheme),
             "dt_s": self.dt_s,
             "largest_tested_dt_s": self.circuit.largest_dt_s,
             "parameters_sha256": parameter_hash(replace(self, play=simulate)),
@@ -279,10 +287,12 @@ class Twin(System):
         if self.circuit.noisy:
             shape = (steps, self.regions, len(self.circuit.noisy))
             waves = row_noise(keys, shape, salt, state).movedim(keys.ndim, 0) * self.dt_s**0.5
-        return self.play(
+        played = self.play(
             self.circuit, state, dt_s=self.dt_s, steps=steps, drive=drive, waves=waves, past=past,
             scheme=self.scheme, reading=self.circuit.potential_mv, every=every,
         )  # fmt: skip
+        require_finite(self.circuit, played.end, self.dt_s)
+        return played
 
     def _drifted(self, state: State, salt: int) -> Float[Tensor, "*batch"]:
         """A step of an Ornstein-Uhlenbeck process of variance 1, exact for any `drift_windows`; none without drift."""

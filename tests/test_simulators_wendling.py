@@ -186,7 +186,7 @@ def test_gradients_in_gains_and_drive_match_finite_differences():
 
 def test_the_largest_step_is_as_good_as_half_of_it():
     for gains in TYPES[[0, 4]]:
-        assert half_step_error(columns(gains[None]), dt_s=Wendling.largest_dt_s, seconds=0.15) < 0.03
+        assert half_step_error(columns(gains[None]), dt_s=columns(gains[None]).largest_dt_s, seconds=0.15) < 0.03
     assert half_step_error(columns(TYPES[:1]), dt_s=1e-3, seconds=0.15) < 0.001  # the worst of the six
 
 
