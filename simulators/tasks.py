@@ -2,8 +2,9 @@
 
 A decision is where, how strong, how fast and how wide; its train fills the window and ends with it. 0 mA is silence.
 Ranges are those of clinical stimulators and go beyond the envelope at places: what the envelope refuses is
-not delivered. Options such as `patient` and `window_s` go to the patient. Under Gymnasium a task is
-`stimopt/<Name>-v0`, such as `gymnasium.make("stimopt/StnGpe-v0", patient=3)`. All of it is simulated.
+not delivered. Options such as `patient` and `window_s` go to the patient; `compiled=True` plays it by compiled steps
+(`compiled_simulate`), which many rows are worth. Under Gymnasium a task is `stimopt/<Name>-v0`, such as
+`gymnasium.make("stimopt/StnGpe-v0", patient=3)`. All of it is simulated.
 
 | task | better is | envelope |
 | --- | --- | --- |
@@ -16,8 +17,9 @@ not delivered. Options such as `patient` and `window_s` go to the patient. Under
 | stn-gpe, relaxation, basal-ganglia | less beta | dbs-chronic |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from stimopt.tensors import generator
 
 from .circuit_patients import hopf_patient, kuramoto_patient, montbrio_patient, wilson_cowan_patient
 from .cohort import jansen_rit_patient, linear_patient
+from .compiled import compiled_simulate
 from .drive import train_shares
 from .implanted import twin_in_head
 from .implants import AREA_CM2, PITCH_MM
@@ -50,6 +53,20 @@ _PER_UC = 0.01  # chosen: ten times the power is worth 100 uC
 _BESIDE_MM = 2.0  # of the single column's electrode
 
 
+def _ready(make: Callable[..., Task]) -> Callable[..., Task]:
+    """With the option `compiled`."""
+
+    @wraps(make)
+    def made(*, compiled: bool = False, **options: Any) -> Task:
+        task = make(**options)
+        if not compiled or not isinstance(task.system, Twin):
+            return task
+        return replace(task, system=replace(task.system, play=compiled_simulate))
+
+    return made
+
+
+@_ready
 def jansen_rit_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Silence the alpha of a Jansen-Rit patient's focus.
 
@@ -60,32 +77,38 @@ def jansen_rit_task(*, horizon: int = 100, **patient: Any) -> Task:
     return _task(jansen_rit_patient(**patient), BandPower((8.0, 13.0)), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def linear_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Make a linear patient ring at 8 to 13 Hz; options are those of `linear_patient`."""
     return _task(linear_patient(**patient), BandPower((8.0, 13.0), better="higher"), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def wendling_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Stop the spikes of a hippocampal focus, at 2 to 12 Hz; options are those of `wendling_patient`."""
     return _task(wendling_patient(**patient), BandPower((2.0, 12.0)), "rns", horizon)
 
 
+@_ready
 def wilson_cowan_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Leave a focus of Wilson and Cowan's cycle, at 10 to 20 Hz; options are those of `wilson_cowan_patient`."""
     return _task(wilson_cowan_patient(**patient), BandPower((10.0, 20.0)), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def hopf_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Stop an oscillating focus at 8 to 13 Hz; options are those of `hopf_patient`."""
     return _task(hopf_patient(**patient), BandPower((8.0, 13.0)), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def montbrio_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Switch silent populations on, at 20 to 60 Hz, for little charge; options are those of `montbrio_patient`."""
     objective = WeightedSum((BandPower((20.0, 60.0), better="higher"), Charge()), (1.0, _PER_UC))
     return _task(montbrio_patient(**patient), objective, "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def epileptor_task(*, horizon: int = 200, **patient: Any) -> Task:
     """Keep a patient out of seizures; options are those of `epileptor_patient`.
 
@@ -94,31 +117,37 @@ def epileptor_task(*, horizon: int = 200, **patient: Any) -> Task:
     return _task(epileptor_patient(**patient), LineLength(), "rns", horizon)
 
 
+@_ready
 def kuramoto_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Scatter phases: less power from 12 to 25 Hz, wider than the rhythm; options are those of `kuramoto_patient`."""
     return _task(kuramoto_patient(**patient), BandPower((12.0, 25.0)), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def stn_gpe_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Suppress the beta, 13 to 30 Hz, of a subthalamic nucleus; options are those of `stn_gpe_patient`."""
     return _task(stn_gpe_patient(**patient), BandPower((13.0, 30.0)), "dbs-chronic", horizon)
 
 
+@_ready
 def corticothalamic_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Suppress the alpha of a corticothalamic loop; options are those of `corticothalamic_patient`."""
     return _task(corticothalamic_patient(**patient), BandPower((8.0, 13.0)), "mapping-50hz-seeg", horizon)
 
 
+@_ready
 def relaxation_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Suppress the common rhythm, 13 to 30 Hz, of an ensemble; options are those of `relaxation_patient`."""
     return _task(relaxation_patient(**patient), BandPower((13.0, 30.0)), "dbs-chronic", horizon)
 
 
+@_ready
 def basal_ganglia_task(*, horizon: int = 100, **patient: Any) -> Task:
     """Suppress beta, 13 to 30 Hz, in spiking basal ganglia; options are those of `basal_ganglia_patient`. Slow."""
     return _task(basal_ganglia_patient(**patient), BandPower((13.0, 30.0)), "dbs-chronic", horizon)
 
 
+@_ready
 def column_task(*, patient: int = 0, horizon: int = 1000, window_s: float = 0.01, noise: float = 1.83) -> Task:
     """Calm the alpha of one Jansen-Rit column, window by window of 10 ms: made to be fast for reinforcement learning.
 

@@ -1,6 +1,8 @@
 """Ready tasks: Gymnasium finds them by name and is content, trains end with their window, and some stimuli help."""
 
 import importlib
+import shutil
+import warnings
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import entry_points
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from stimopt.rollout import begin, decide
+from stimopt.simulators.compiled import compiled_simulate
 from stimopt.simulators.tasks import (
     basal_ganglia_task,
     column_task,
@@ -121,6 +124,21 @@ def test_gymnasium_makes_the_native_batch_by_name():
     observation, reward, *_ = env.step(env.action_space.sample())
     assert observation.shape == (16, 2, 10)
     assert reward.shape == (16,)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here, so nothing can be compiled")
+def test_a_batch_played_by_compiled_steps_sees_and_earns_the_same():
+    plain, compiled = (registered().make_vec("stimopt/Column-v0", num_envs=3, compiled=c) for c in (False, True))
+    assert compiled.unwrapped.task.system.play is compiled_simulate
+    for env in (plain, compiled):
+        env.reset(seed=0)
+        env.action_space.seed(1)
+    actions = plain.action_space.sample()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*could not be compiled")
+        (seen, earned, *_), (same, as_much, *_) = (env.step(actions) for env in (plain, compiled))
+    torch.testing.assert_close(torch.as_tensor(same), torch.as_tensor(seen), rtol=1e-4, atol=1e-2)  # uV, float32
+    torch.testing.assert_close(torch.as_tensor(as_much), torch.as_tensor(earned), rtol=1e-4, atol=1e-4)
 
 
 def scores(task: Task, units: list[list[float]], skipped: int, counted: int) -> list[float]:
