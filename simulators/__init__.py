@@ -185,6 +185,10 @@ from .population import (
     Population,
     Range,
 )
+from .populations import (
+    POPULATIONS,
+    at_the_bedside,
+)
 from .relaxation_ensemble import (
     Feedback,
     RelaxationOscillator,
@@ -246,6 +250,7 @@ __all__ = [
     "ECOG_STRIP",
     "JANSEN_RIT_RANGES",
     "MAYO",
+    "POPULATIONS",
     "SEEG_SHAFT",
     "UTRECHT",
     "Actuator",
@@ -313,6 +318,7 @@ __all__ = [
     "WhiteNoise",
     "WilsonCowan",
     "artefact_coupling",
+    "at_the_bedside",
     "average_reference",
     "ball_connectome",
     "basal_ganglia_patient",

@@ -18,6 +18,7 @@ rings. More current always rings more, up to saturation; price it with `Charge`.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ from .jansen_rit import JansenRit
 from .linear import LinearOscillator, exact_step
 from .network import Network
 from .patient import BALL, Anatomy, VirtualPatient
-from .population import Population, drawn, drawn_count, drawn_parameters
+from .population import Interval, Population, drawn, drawn_count, drawn_parameters
 from .single_pulses import single_pulse_schedule
 from .twin import Twin
 
@@ -185,14 +186,22 @@ def _patient(number: int, seed: int, group: Connectome | None, regions: int, kin
         anatomy=Anatomy(**{**vars(anatomy), "fingerprint": connectome.fingerprint}),
         montage=montage,
         circuit=kind.circuit,
-        parameters=drawn_parameters(kind.ranges, len(connectome.names), foci, source("parameters")),
+        parameters={
+            **kind.constants,
+            **drawn_parameters(kind.ranges, len(connectome.names), foci, source("parameters")),
+        },
         gain=drawn(kind.gain, tract),
         speed_m_s=None if kind.speed_m_s is None else drawn(kind.speed_m_s, tract),
         twin_options={
             **{name: drawn(getattr(kind, name), day) for name in _OF_THE_DAY},
             **{name: getattr(kind, name) for name in ("window_s", "rate_hz", "dt_s")},
             **{name: drawn(interval, source(name)) for name, interval in kind.more.items()},
+            **({} if kind.entry is None else {"entry": dict(kind.entry)}),
         },
+        tract_entry=kind.tract_entry,
+        diffusive=kind.diffusive,
+        amplifier=_drawn_numbers(kind.amplifier, source("amplifier")),
+        device=_drawn_numbers(kind.device, source("device")),
         vigilance=None if kind.vigilance is None else {name: drawn(of, day) for name, of in kind.vigilance.items()},
         side_effect_ma=tuple(median_ma * math.exp(log_spread * z) for z in scatter.tolist()),
         schedule=single_pulse_schedule(
@@ -200,6 +209,10 @@ def _patient(number: int, seed: int, group: Connectome | None, regions: int, kin
         ),
         group=group,
     )
+
+
+def _drawn_numbers(of: Mapping[str, Interval] | None, source: torch.Generator) -> dict[str, float] | None:
+    return None if of is None else {name: drawn(interval, source) for name, interval in of.items()}
 
 
 _OF_THE_DAY = ("follow_hz", "uv_per_mv", "noise_uv", "drift", "drift_windows")

@@ -20,17 +20,34 @@ from stimopt.montage import Montage, montage_from_dict, montage_to_dict
 from stimopt.provenance import write_atomically
 from stimopt.tensors import generator, stream_seed
 
+from .actuator import Actuator
 from .connectome import Connectome, ball_connectome, perturbed, without_regions, without_tracts
 from .dynamics import Dynamics
+from .epileptor import Epileptor
+from .hopf import StuartLandau
 from .implanted import joined_by, twin_in_head
 from .jansen_rit import JansenRit
+from .kuramoto import Kuramoto
+from .linear import LinearOscillator
+from .montbrio import MontbrioPazoRoxin
+from .sensing import clinical_amplifier
 from .single_pulses import PulseSchedule
 from .twin import Twin
 from .vigilance import Vigilance
+from .wendling import Wendling
+from .wilson_cowan import WilsonCowan
 
 FORMAT = "stimopt virtual patient"
-VERSION = 1  # of the file; a reader refuses any other
+VERSION = 2  # of the file; what has none of `_LATER` is written as 1, as before they were there
+_LATER = ("tract_entry", "diffusive", "amplifier", "device")
 BALL = "ball"  # a connectome made at run time
+
+_OWN: Mapping[str, type[Dynamics]] = {
+    kind.__name__: kind
+    for kind in (
+        JansenRit, Wendling, WilsonCowan, Epileptor, StuartLandau, MontbrioPazoRoxin, Kuramoto, LinearOscillator
+    )
+}  # fmt: skip
 
 Parameters = Mapping[str, float | tuple[float, ...]]
 
@@ -106,6 +123,10 @@ class VirtualPatient:
         gain: Drive per emission.
         speed_m_s: Conduction speed; None for no delays.
         twin_options: Everything else that `twin_in_head` takes, such as noise_uv, drift, window_s, dt_s.
+        tract_entry: Where what tracts bring enters, as in `Network`, a row for each input; None for the first.
+        diffusive: Whether tracts bring differences.
+        amplifier: Numbers of `clinical_amplifier`; None for white noise alone.
+        device: Numbers of an `Actuator`; None for one that delivers what is commanded.
         vigilance: Numbers of a `Vigilance`: how drowsiness comes, goes, and what it does; None for none.
         side_effect_ma: Current at each contact from which it is felt as a side effect; hidden from policies.
         schedule: Single-pulse mapping, as it would be run.
@@ -124,6 +145,10 @@ class VirtualPatient:
     side_effect_ma: tuple[float, ...]
     schedule: PulseSchedule
     group: Connectome | None = field(default=None, repr=False, compare=False)
+    tract_entry: tuple[tuple[float, ...], ...] | None = None
+    diffusive: bool = False
+    amplifier: Mapping[str, float] | None = None
+    device: Mapping[str, float] | None = None
 
     @property
     def connectome(self) -> Connectome:
@@ -137,26 +162,39 @@ class VirtualPatient:
             DataError: If the connectome cannot be made again.
         """
         connectome = self.connectome
-        values = {name: _as_tensor(value) for name, value in self.parameters.items()}
+        values = {name: self._parameter(name, value) for name, value in self.parameters.items()}
         joined = joined_by(
             self.circuit(**values),
             connectome,
             self.gain,
             speed_m_s=self.speed_m_s,
             shortest_s=self.twin_options["dt_s"],
+            tract_entry=_as_tensor(self.tract_entry),
+            diffusive=self.diffusive,
         )
-        return twin_in_head(
+        twin = twin_in_head(
             joined,
             connectome.centre_mm,
             self.montage,
             vigilance=None if self.vigilance is None else Vigilance(**self.vigilance),
             side_effect_ma=_as_tensor(self.side_effect_ma),
+            actuator=None if self.device is None else Actuator(**dict[str, Any](self.device)),
             **self.twin_options,
         )
+        if self.amplifier is None:
+            return twin
+        parts = clinical_amplifier(self.montage, **self.amplifier)
+        return replace(twin, sensing=replace(twin.sensing, noise_uv=0.0, parts=parts))
+
+    def _parameter(self, name: str, value: float | tuple[float, ...]) -> Any:
+        """As the circuit takes it; a tuple is a value for each region, unless the circuit's own default is one."""
+        return value if isinstance(getattr(self.circuit, name, None), tuple) else _as_tensor(value)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, the group connectome left out."""
-        return {
+        usual = {one.name: one.default for one in fields(self) if one.name in _LATER}
+        later = {name: getattr(self, name) for name in _LATER if getattr(self, name) != usual[name]}
+        return later | {
             "name": self.name,
             "anatomy": {one.name: getattr(self.anatomy, one.name) for one in fields(Anatomy)},
             "montage": montage_to_dict(self.montage),
@@ -177,19 +215,20 @@ class VirtualPatient:
             The file.
         """
         plain = self.to_dict()
-        sealed = {"format": FORMAT, "version": VERSION, "sha256": _seal(plain), "patient": plain}
+        version = VERSION if plain.keys() & set(_LATER) else 1
+        sealed = {"format": FORMAT, "version": version, "sha256": _seal(plain), "patient": plain}
         write_atomically(Path(path), json.dumps(sealed) + "\n")
         return Path(path)
 
 
 def load_patient(
-    path: Path | str, *, circuit: type[Dynamics] = JansenRit, group: Connectome | None = None
+    path: Path | str, *, circuit: type[Dynamics] | None = None, group: Connectome | None = None
 ) -> VirtualPatient:
     """The patient that `VirtualPatient.save` wrote; its twin answers the same to the bit.
 
     Args:
         path: The file.
-        circuit: The class of the circuit that the file names.
+        circuit: The class of the circuit that the file names; needed for circuits that are not stimopt's own.
         group: The group connectome, where the patient varies one.
 
     Raises:
@@ -197,10 +236,10 @@ def load_patient(
             another circuit, or its connectome is missing or comes out differently.
     """
     plain = _unsealed(Path(path))
-    if plain["circuit"] != circuit.__name__:
-        raise DataError(
-            f"{path} is a patient of {plain['circuit']}, {circuit.__name__} was given; pass circuit={plain['circuit']}."
-        )
+    circuit = circuit or _OWN.get(plain["circuit"])
+    if circuit is None or plain["circuit"] != circuit.__name__:
+        given = "no class of that name is known here" if circuit is None else f"{circuit.__name__} was given"
+        raise DataError(f"{path} is a patient of {plain['circuit']}, {given}; pass circuit={plain['circuit']}.")
     made = _from_dict(plain, circuit, group)
     made.anatomy.connectome(group)
     return made
@@ -210,6 +249,9 @@ def _from_dict(plain: Mapping[str, Any], circuit: type[Dynamics], group: Connect
     anatomy = dict(plain["anatomy"])
     lost = {"lost_tracts": tuple(map(tuple, anatomy["lost_tracts"])), "lost_regions": tuple(anatomy["lost_regions"])}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in plain["parameters"].items()}
+    later = {name: plain[name] for name in _LATER if name in plain}
+    if "tract_entry" in later:
+        later["tract_entry"] = tuple(map(tuple, later["tract_entry"]))
     return VirtualPatient(
         name=plain["name"],
         anatomy=Anatomy(**{**anatomy, **lost}),
@@ -223,6 +265,7 @@ def _from_dict(plain: Mapping[str, Any], circuit: type[Dynamics], group: Connect
         side_effect_ma=tuple(plain["side_effect_ma"]),
         schedule=PulseSchedule.from_dict(plain["schedule"]),
         group=group,
+        **later,
     )
 
 
@@ -236,9 +279,9 @@ def _unsealed(path: Path) -> dict[str, Any]:
         raise DataError(f"patient file {path} is no complete JSON ({error}); save the patient again.") from error
     if not isinstance(sealed, dict) or sealed.get("format") != FORMAT:
         raise DataError(f"{path} is not a {FORMAT}; give a file that VirtualPatient.save wrote.")
-    if sealed.get("version") != VERSION:
+    if sealed.get("version") not in (1, VERSION):
         raise DataError(
-            f"{path} has version {sealed.get('version')}, this stimopt reads {VERSION}; use the one that wrote it."
+            f"{path} has version {sealed.get('version')}, this stimopt reads 1 to {VERSION}; use the one that wrote it."
         )
     plain = sealed.get("patient")
     if not isinstance(plain, dict) or sealed.get("sha256") != _seal(plain):

@@ -108,6 +108,13 @@ class Population:
         window_s: Length of a window.
         rate_hz: Samples per second.
         dt_s: Integration step; delays shorter than it are lengthened to it.
+        constants: Numbers of the circuit that all patients share, by name.
+        entry: What 1/s of recruited firing adds to each input of the circuit, as in `Twin`.
+        tract_entry: Where what tracts bring enters, a row for each input, as in `Network`; None for the first.
+        diffusive: Whether tracts bring differences, as in `Network`.
+        amplifier: Of the numbers of `clinical_amplifier`, by name: mains_hz, noise_uv, range_uv. Then `noise_uv` above
+            is left out. None for white noise alone.
+        device: Of the numbers of an `Actuator`, by name. None for one that delivers what is commanded.
         more: Any other number that `twin_in_head` or `Twin` takes, by its name, with what it is drawn from: half_mv,
             reach_mm, settle_s.
 
@@ -139,6 +146,12 @@ class Population:
     window_s: float = 0.5
     rate_hz: float = 500.0
     dt_s: float = 1e-3
+    constants: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
+    entry: Mapping[str, float] | None = None
+    tract_entry: tuple[tuple[float, ...], ...] | None = None
+    diffusive: bool = False
+    amplifier: Mapping[str, Interval] | None = None
+    device: Mapping[str, Interval] | None = None
     more: Mapping[str, Interval] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

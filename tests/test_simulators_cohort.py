@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stimopt.errors import ConfigError, DataError, MontageError, ShapeError
+from stimopt.simulators.amplifier import Saturation
+from stimopt.simulators.artefact import Artefact
 from stimopt.simulators.cohort import cohort, jansen_rit_patient
 from stimopt.simulators.connectome import (
     Connectome,
@@ -21,11 +23,13 @@ from stimopt.simulators.connectome import (
 )
 from stimopt.simulators.implanted import fitting_step, implanted, joined_by
 from stimopt.simulators.implants import head_around
+from stimopt.simulators.interference import Background, LineNoise
 from stimopt.simulators.jansen_rit import JansenRit
 from stimopt.simulators.linear import LinearOscillator
 from stimopt.simulators.network import Network
 from stimopt.simulators.patient import VirtualPatient, load_patient
 from stimopt.simulators.population import JANSEN_RIT_RANGES, Population, Range
+from stimopt.simulators.populations import POPULATIONS, at_the_bedside
 from stimopt.simulators.simulate import simulate
 from stimopt.simulators.twin import Twin
 from stimopt.stimulus import no_stimulus, pulse_train
@@ -103,7 +107,7 @@ def spoilt(file, change) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda plain: plain.update(version=2), "has version 2"),
+        (lambda plain: plain.update(version=3), "has version 3"),
         (lambda plain: plain.update(format="something else"), "is not a stimopt virtual patient"),
         (lambda plain: plain["patient"].update(gain=7.0), "changed after it was saved"),
         (lambda plain: plain["patient"]["side_effect_ma"].append(1.0), "changed after it was saved"),
@@ -288,6 +292,28 @@ def test_a_cohort_of_another_circuit_is_drawn_and_comes_back(tmp_path):
     patient = cohort(1, seed=1, population=OSCILLATORS)[0]
     again = load_patient(patient.save(tmp_path / "patient.json"), circuit=LinearOscillator)
     assert response_hash(again.twin()) == response_hash(patient.twin())
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_every_ready_population_makes_patients_that_answer_behind_a_clinical_amplifier_and_come_back(tmp_path, name):
+    kind = replace(at_the_bedside(POPULATIONS[name]), window_s=0.05, sites=3)
+    drawn = cohort(2, 5, population=kind)
+    assert drawn[0].amplifier != drawn[1].amplifier
+    assert drawn[0].device != drawn[1].device
+    again = load_patient(drawn[0].save(tmp_path / "patient.json"))  # the circuit by its name
+    assert again == drawn[0]
+    twin = replace(again.twin(), settle_s=0.02)
+    assert response_hash(twin) == response_hash(drawn[0].twin())
+    assert {type(part) for part in twin.sensing.parts} >= {Artefact, LineNoise, Background, Saturation}
+    assert twin.sensing.noise_uv == 0.0  # the amplifier's own takes its place
+    train = pulse_train(twin.montage, twin.montage.neighbour_pairs()[0], amplitude_ma=2.17, onset_s=0.01).expand(3)
+    state = twin.start((3,), generator(0))
+    delivered = twin.delivered(state, train).amplitude_ma.abs().amax(-1)
+    assert bool((delivered <= 2.1 + 1e-9).all())  # in steps of 0.1 mA, and up to a tenth less
+    assert bool((delivered > 1.8).all())
+    response, _ = twin.respond(state, train, generator(1))
+    assert bool(response.signal_uv.isfinite().all())
+    assert float(response.signal_uv.std()) > 1.0
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -15,12 +15,23 @@ from stimopt.simulators import (
     JansenRit,
     LinearOscillator,
     Network,
+    basal_ganglia_patient,
     compiled_unit,
+    corticothalamic_patient,
+    epileptor_patient,
     euler,
     heun,
+    hopf_patient,
+    jansen_rit_patient,
+    kuramoto_patient,
+    linear_patient,
+    montbrio_patient,
     rk4,
     simulate,
+    stn_gpe_patient,
+    wendling_patient,
     white_waves,
+    wilson_cowan_patient,
 )
 from stimopt.simulators import compiled as compiled_file
 from stimopt.simulators.compiled import compiled_simulate, lane_waves
@@ -215,6 +226,39 @@ CASES = [
 @pytest.mark.parametrize(("make", "scheme", "options"), CASES)
 def test_every_circuit_plays_compiled_as_it_plays_plain(make, scheme, options):
     assert_alike(make(), scheme, **options)
+
+
+PATIENTS = (
+    (jansen_rit_patient, {"regions": 4, "contacts": 4}),
+    (linear_patient, {"regions": 4, "contacts": 4}),
+    (wendling_patient, {"regions": 4, "contacts": 4}),
+    (wilson_cowan_patient, {"regions": 4, "contacts": 4}),
+    (hopf_patient, {"regions": 4, "contacts": 4}),
+    (kuramoto_patient, {"regions": 4, "contacts": 4}),
+    (epileptor_patient, {"regions": 4, "contacts": 4}),
+    (montbrio_patient, {"regions": 4, "contacts": 4}),
+    (stn_gpe_patient, {}),
+    (corticothalamic_patient, {}),
+    (basal_ganglia_patient, {}),
+)  # relaxation_patient is a mean field, which `simulate` plays
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("make", "options"), PATIENTS)
+def test_every_patients_circuit_plays_compiled_as_it_plays_plain(make, options):
+    twin = make(patient=1, **options)
+    circuit, steps, source = twin.circuit, 12, generator(1)
+    start = circuit.rest + 0.01 * torch.rand(ROWS, *circuit.rest.shape, generator=source, dtype=torch.float64)
+    drive = 0.1 * torch.rand(steps, 3, ROWS, twin.regions, len(circuit.inputs), generator=source, dtype=torch.float64)
+    waves = white_waves(circuit, (ROWS,), steps, twin.dt_s, source) if circuit.noisy else None
+    given = {"dt_s": twin.dt_s, "drive": drive, "waves": waves, "scheme": twin.scheme, "reading": circuit.potential_mv}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        ours = compiled_simulate(circuit, start, **given)
+    truth = simulate(circuit, start, **given)
+    torch.testing.assert_close(ours.readings, truth.readings, **CLOSE)
+    torch.testing.assert_close(ours.end, truth.end, rtol=1e-9, atol=1e-9)
 
 
 def score(play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, waves: Tensor, **options) -> Tensor:
