@@ -140,10 +140,26 @@ def _reverse_mode(
     return make_fx(back)(*examples), names + [f"pull.{i}" for i in range(len(outputs))], examples
 
 
+def _laid_out(graph: GraphModule, examples: list[Tensor]) -> None:
+    """Every output in one piece of memory, in the order of its axes: the next step reads it so, unchecked."""
+    (end,) = (node for node in graph.graph.nodes if node.op == "output")
+    made = list(graph(*examples))
+    outputs = list(end.args[0])
+    with graph.graph.inserting_before(end):
+        for place, value in enumerate(made):
+            if isinstance(value, Tensor) and not value.is_contiguous():
+                outputs[place] = graph.graph.call_function(
+                    torch.ops.aten.clone.default, (outputs[place],), {"memory_format": torch.contiguous_format}
+                )
+    end.args = (outputs,)
+    graph.recompile()
+
+
 def _lowered(graph: GraphModule, names: list[str], examples: list[Tensor]) -> Unit:
     """Machine code of a graph, for the inputs that it reads."""
     import torch._inductor  # here: it takes a second to import, and only compiled simulations need it
 
+    _laid_out(graph, examples)
     holders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     read = [bool(node.users) for node in holders]
     for node, used in zip(holders, read, strict=True):
