@@ -1,8 +1,8 @@
 """A run's folder: made whole, opened again, resumed.
 
-`experiment.yaml` is the checked file, word for word; `run.json` says where the run comes
-from; `trials.sqlite` and `responses.zarr` hold the trials. The folder appears complete or
-not at all.
+`experiment.yaml` is the checked file, word for word; `run.json` says where the run comes from
+and, of a twin, its circuit, source, noise convention, scheme, step and hash; `trials.sqlite`
+and `responses.zarr` hold the trials. The folder appears complete or not at all.
 """
 
 import json
@@ -44,16 +44,17 @@ def create_run(source: Path, folder: Path, seed: int | None = None) -> None:
         RunError: If the folder exists.
     """
     experiment = read_experiment(source)
-    require_buildable(experiment.policy, setting_of(experiment), experiment.model is not None)
+    setting = setting_of(experiment)
+    require_buildable(experiment.policy, setting, experiment.model is not None)
     require_new(folder, "go on with it by --resume, or ")
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     draft.mkdir()
     try:
         shutil.copyfile(source, draft / EXPERIMENT_FILE)
-        write_atomically(
-            draft / RUN_FILE, json.dumps(provenance(seed=experiment.seed if seed is None else seed), indent=2)
-        )
+        system = {} if setting.system is None else {f"system {k}": v for k, v in setting.system.card().items()}
+        lines = provenance(seed=experiment.seed if seed is None else seed, **system)
+        write_atomically(draft / RUN_FILE, json.dumps(lines, indent=2))
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

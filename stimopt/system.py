@@ -41,6 +41,10 @@ class System(ABC):
             ShapeError: If the batch of `stimulus` is not that of `state`.
         """
 
+    def card(self) -> dict[str, str | float]:
+        """What this system is, to be kept beside its results; nothing unless it says more."""
+        return {}
+
 
 def sliced(state: State, index: int | slice | Tensor) -> State:
     """Pick rows along the first batch axis of a state."""

@@ -90,6 +90,9 @@ def test_a_search_writes_its_run_and_its_page(tmp_path):
     assert {"experiment.yaml", "run.json", "trials.sqlite", "responses.zarr", "report.html"} <= {
         p.name for p in out.iterdir()
     }
+    told = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    assert told["system circuit"] == "LinearOscillator"
+    assert len(told["system parameters_sha256"]) == 64
     assert run("search", path, "--out", out)[2].startswith(f"{out} exists")
     assert run("search", path, "--out", out, "--resume", "--json")[0] == 0
     other = written(tmp_path, EXPERIMENT.replace("seed: 4", "seed: 5"), "other.yaml")

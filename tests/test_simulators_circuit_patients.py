@@ -11,7 +11,7 @@ from stimopt.safety_profiles import PROFILES
 from stimopt.simulators import Twin
 from stimopt.simulators.card import parameter_hash
 from stimopt.simulators.circuit_patients import hopf_patient, kuramoto_patient, montbrio_patient, wilson_cowan_patient
-from stimopt.simulators.cohort import jansen_rit_patient
+from stimopt.simulators.cohort import cohort, jansen_rit_patient, linear_patient
 from stimopt.simulators.compiled import compiled_simulate
 from stimopt.simulators.nuclei_patients import (
     basal_ganglia_patient,
@@ -19,6 +19,8 @@ from stimopt.simulators.nuclei_patients import (
     relaxation_patient,
     stn_gpe_patient,
 )
+from stimopt.simulators.population import Population
+from stimopt.simulators.populations import at_the_bedside
 from stimopt.simulators.seizure_patients import epileptor_patient, wendling_patient
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 from stimopt.tensors import concatenate, generator, map_tensors
@@ -70,6 +72,18 @@ def test_a_step_larger_than_was_tested_is_refused_and_the_largest_is_named(make)
         small(make, dt_s=1.01 * largest_s)
 
 
+@pytest.mark.parametrize("make", [*PATIENTS, jansen_rit_patient, linear_patient])
+def test_a_card_says_whose_equations_at_which_step_and_what_noise_means(make):
+    twin = small(make)
+    card = twin.card()
+    assert "not stated" not in str(card["source"])
+    assert any(year in str(card["source"]) for year in map(str, range(1940, 2030)))
+    assert "noise" in str(card["noise_convention"]) or "white" in str(card["noise_convention"])
+    assert 0 < float(card["dt_s"]) <= float(card["largest_tested_dt_s"])
+    assert card["scheme"] in twin.circuit.tested_schemes
+    assert len(str(card["parameters_sha256"])) == 64
+
+
 @pytest.mark.parametrize("make", CORTEX)
 def test_a_patient_without_regions_is_refused(make):
     with pytest.raises(ConfigError, match="at least 1"):
@@ -108,6 +122,11 @@ def test_a_clinical_train_changes_what_is_read_by_more_than_the_amplifiers_noise
     assert float((driven - silent).square().mean(-1).sqrt().max()) > twin.sensing.noise_uv
 
 
+def bedside_patient(*, window_s: float, **_: object) -> Twin:
+    """One of a cohort: delays, a lesion, drift, drowsiness, a clinical amplifier and a device with faults."""
+    return cohort(1, 8, population=replace(at_the_bedside(Population()), window_s=window_s))[0].twin()
+
+
 LARGEST = {  # mA, us, Hz: the most current, charge and pulses that profiles allow at once
     "mapping-50hz-seeg": ((10.0, 500.0, 100.0), (10.0, 500.0, 20.0)),
     "rns": ((12.0, 104.0, 333.0), (2.5, 500.0, 70.0)),
@@ -115,6 +134,7 @@ LARGEST = {  # mA, us, Hz: the most current, charge and pulses that profiles all
 }
 # Seconds at a stretch: what a circuit remembers ends long before, but for the epileptor's permittivity (57 s)
 STRETCH_S = {
+    linear_patient: 600.0, bedside_patient: 600.0,
     jansen_rit_patient: 10.0, wendling_patient: 5.0, wilson_cowan_patient: 5.0, hopf_patient: 5.0,
     montbrio_patient: 2.5, epileptor_patient: 60.0, kuramoto_patient: 10.0, stn_gpe_patient: 5.0,
     corticothalamic_patient: 10.0, relaxation_patient: 2.5, basal_ganglia_patient: 1.25,
