@@ -5,8 +5,7 @@ a ring of the past, one call per block of steps (see `compiled_delays`), and the
 stays in Python (`compiled_walk`). Everything lies in memory as [region, *batch] from one step to
 the next, so a step is a few vectorised loops (see `regions_first`), on CPU and GPU alike.
 
-    forward mode    tangents travel beside the values (see `compiled_tangents`): three quarters of a pass more for
-                    each parameter, with delays a whole one or more, since each has a past of its own to read
+    forward mode    tangents travel beside the values, of several parameters at once (see `compiled_tangents`)
     reverse mode    states are kept, and each step is differentiated by a unit of its own on the way back
 
 The first call with new shapes compiles for some seconds; values never do. Where there is no

@@ -326,54 +326,72 @@ def test_band_powers_at_a_millisecond_are_those_of_a_tenth(tracts):
     assert bool((gap.abs() < 3 * noise).all())
 
 
+def train_drive(knobs: torch.Tensor, steps: int, dt_s: float) -> torch.Tensor:
+    """A smooth pulse train of some current, rate and width, to more and more regions: `[step, 3, 1, region, input]`."""
+    current, rate_hz, width_s = knobs
+    at_s = (torch.arange(steps).unsqueeze(-1) + torch.tensor([0.0, 0.5, 1.0])) * dt_s
+    turn = 2 * torch.pi * rate_hz
+    inside = torch.sigmoid(40 * (torch.cos(turn * at_s) - torch.cos(turn * width_s / 2)))
+    firing = current * inside[..., None, None] * torch.linspace(0, 1, REGIONS)
+    return torch.stack([firing, torch.zeros_like(firing)], -1)
+
+
 @pytest.mark.parametrize(("late", "scheme", "dt_s"), [(False, heun, 1e-4), (True, heun, 1e-4), (True, rk4, 1e-3)])
 def test_gradients_cost_a_few_passes(tracts, late, scheme, dt_s):
+    """Of band power in coupling, current, rate and width of a train: one of them, all four at once, and backwards."""
     steps = 960
     circuit = network(tracts, late)
     start = circuit.rest.expand(ROWS, -1, -1).contiguous()
     waves = lane_waves(circuit, (ROWS,), steps, dt_s, generator(3))
     every = max(1, round(1e-3 / dt_s))
 
-    def loss(gain: torch.Tensor) -> torch.Tensor:
-        moved = network(tracts, late, gain=gain)
+    def loss(knobs: torch.Tensor) -> torch.Tensor:
+        moved = network(tracts, late, gain=knobs[0] * torch.ones(ROWS))
+        drive = train_drive(knobs[1:], steps, dt_s)
         played = compiled_simulate(
-            moved, start, dt_s=dt_s, steps=steps, scheme=scheme, waves=waves, reading=moved.potential_mv, every=every
+            moved, start, dt_s=dt_s, drive=drive, scheme=scheme, waves=waves, reading=moved.potential_mv, every=every
         )
         power = torch.fft.rfft(played.readings - played.readings.mean(-1, keepdim=True), dim=-1).abs().square()
         return power[..., 1:4].sum().log10()
 
-    gain = torch.linspace(5.0, 15.0, ROWS)
+    knobs = torch.tensor([10.0, 30.0, 60.0, 4e-3])
 
     def forward() -> None:
         with torch.no_grad():
-            loss(gain)
+            loss(knobs)
 
-    def tangent() -> torch.Tensor:
-        return torch.func.jvp(loss, (gain,), (torch.ones_like(gain),))[1]
+    def one() -> torch.Tensor:
+        return torch.func.jvp(loss, (knobs,), (torch.tensor([1.0, 0.0, 0.0, 0.0]),))[1]
+
+    def four() -> torch.Tensor:
+        return torch.func.jacfwd(loss)(knobs)
 
     def reverse() -> torch.Tensor:
-        at = gain.clone().requires_grad_()
+        at = knobs.clone().requires_grad_()
         return torch.autograd.grad(loss(at), at)[0]
 
-    costs: list[list[float]] = [[], [], []]
+    costs: list[list[float]] = [[], [], [], []]
     before = cpu_with_children()
     forward()
-    slope, slopes = tangent(), reverse()
+    slope, slopes, backwards = one(), four(), reverse()
     compile_s = cpu_with_children() - before
     for _ in range(7):
-        for cost, one in zip(costs, (forward, tangent, reverse), strict=True):
-            cost.append(timed(one, 1)[0])
-    ratios = [min(cost) / min(costs[0]) for cost in costs[1:]]
-    medians = [sorted(cost)[3] / sorted(costs[0])[3] for cost in costs[1:]]
+        for cost, what in zip(costs, (forward, one, four, reverse), strict=True):
+            cost.append(timed(what, 1)[0])
+    least = [min(cost) / min(costs[0]) for cost in costs[1:]]
+    middle = [sorted(cost)[3] / sorted(costs[0])[3] for cost in costs[1:]]
     print(
-        f"\nlate={late} {scheme.__name__}: passes for a tangent {ratios[0]:.2f}/{medians[0]:.2f}, for reverse "
-        f"{ratios[1]:.2f}/{medians[1]:.2f}; compile {compile_s:.0f} CPU-s; peak {peak_mb():.0f} MB"
+        f"\nlate={late} {scheme.__name__}: passes for one tangent {least[0]:.2f}/{middle[0]:.2f}, for each of four at "
+        f"once {least[1] / 4:.2f}/{middle[1] / 4:.2f}, for reverse {least[2]:.2f}/{middle[2]:.2f}; "
+        f"compile {compile_s:.0f} CPU-s; peak {peak_mb():.0f} MB"
     )
-    torch.testing.assert_close(slopes.sum(), slope, rtol=1e-3, atol=1e-6)  # float32, two orders of summation
-    assert ratios[1] < 3.5
-    # 1.6 is asked: reached without delays (1.5 to 1.7), missed with them (1.7 to 2.2, on machines with 32 MB and with
-    # 260 MB of last-level cache alike): the past is read twice, which costs twice, and a unit half as much again
-    assert ratios[0] < 2.5
+    torch.testing.assert_close(slope, slopes[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(backwards, slopes, rtol=2e-3, atol=1e-5)  # float32, two orders of summation
+    assert least[2] < 3.5
+    # 1.6 for each parameter is asked: four at once reach it (0.9, and 1.5 to 1.6 with delays; the rest is for a busy
+    # host), one alone does not (1.6 to 1.75, and 1.8 to 2.2): it pays for the values by itself
+    assert least[1] / 4 < (1.8 if late else 1.2)
+    assert least[0] < 2.5
 
 
 def test_ten_seconds_of_gradient_fit_in_four_gigabytes(tracts):
