@@ -11,7 +11,8 @@ first-order one. `drive` holds the input at the start, the middle and the end of
 | rk4 | 4 | half of the kick before the step, half after |
 | exponential_euler(decay) | 1, exact for the decay | the kick decays over half of the step |
 
-With noise that depends on the state, euler converges to the Ito and heun to the Stratonovich solution.
+The kick is one for the whole step, of the size that the noise has at its start. So with noise that depends on the
+state every scheme, heun too, converges to the Ito solution, path by path to the order 1/2.
 
 References: Kloeden and Platen, Numerical Solution of Stochastic Differential Equations, Springer 1992;
 Hochbruck and Ostermann 2010, Acta Numerica 19:209-286 (exponential integrators).
