@@ -176,12 +176,12 @@ def test_a_kick_starts_a_seizure_where_none_would_come():
 
 @pytest.mark.slow
 def test_more_is_not_better_when_pulses_answer_seizures():
-    """10 units of inhibition as soon as x1 passes -0.5, and again when they are over, x0 = -2, over 1600 units.
+    """10 units of inhibition as soon as x1 passes -0.5, and again when they are over, x0 = -2, over 4150 units.
 
-    A pulse of 3 is followed by a rebound that brings the next one, so it is worse than one of 1. By Euler's scheme over
-    15000 units shares of time in seizure are 0.30, 0.13 and 0.91 for 0, 1 and 3; an independent run, whose detector is
-    not known in every detail, has 0.285, 0.186 and 1.0. That 3 is worse than none too takes some periods to show; see
-    examples/published_nuclei.py.
+    A pulse of 3 is followed by a rebound that brings the next one, so it is worse than one of 1, and from 2000 units on
+    worse than none: here shares of time in seizure are 0.33, 0.17 and 0.66 for 0, 1 and 3. By Euler's scheme over 15000
+    units they are 0.30, 0.13 and 0.91; an independent run, whose detector is not known in every detail, has 0.285,
+    0.186 and 1.0. The length is that of examples/published_nuclei.py.
     Published relatives: Koksal Ersoz et al., PLoS Computational Biology 16 (2020) e1008430.
     """
     amplitudes = tensor([0.0, 1.0, 3.0])
@@ -189,7 +189,7 @@ def test_more_is_not_better_when_pulses_answer_seizures():
     state = circuit.rest.expand(3, 1, 6) * tensor([1.0, 1.0, 2.95 / 3.1, 1.0, 1.0, 1.0])
     left, peaks = torch.zeros(3, dtype=torch.float64), []
     with torch.no_grad():
-        for _ in range(1600):
+        for _ in range(4150):
             drive = torch.zeros(1, 1, 3, 1, 3, dtype=torch.float64)
             drive[..., 0] = -(amplitudes * (left > 0)).unsqueeze(-1)
             played = simulate(circuit, state, dt_s=0.1, drive=drive.expand(10, 3, 3, 1, 3), reading=lambda s: s[..., 0])
@@ -198,7 +198,7 @@ def test_more_is_not_better_when_pulses_answer_seizures():
             peaks.append(highest)
     none, middle, large = seizing(torch.stack(peaks, -1)).mean(-1).tolist()
     assert middle < none - 0.1, (none, middle)
-    assert large > middle + 0.1, (middle, large)
+    assert large > 1.5 * none, (none, large)
 
 
 def test_a_seizing_neighbour_recruits_through_the_permittivity():

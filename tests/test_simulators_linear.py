@@ -3,8 +3,10 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.linalg import expm
 
 from stimopt.errors import ShapeError
 from stimopt.simulators import (
@@ -14,6 +16,7 @@ from stimopt.simulators import (
     exact_step,
     linear_patient,
     rk4,
+    simulate,
     stage_drive,
     system_matrices,
 )
@@ -58,6 +61,33 @@ def test_fine_integration_agrees_with_the_exact_solution_to_ten_digits():
     for drive in stages.unsqueeze(-1):
         one, two = exact(circuit.drift, one, drive, dt_s), rk4(circuit.drift, two, drive, dt_s)
     assert float((one - two).abs().max() / one.abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("circuit", [network().circuit, network()], ids=["single", "network"])
+@pytest.mark.parametrize(("scheme", "dt_s"), [(rk4, 5e-5), (exact_step, 1e-3)], ids=["rk4", "exact"])
+def test_simulate_agrees_with_the_exact_solution_through_a_pulse_to_ten_digits(circuit, scheme, dt_s):
+    """20 ms of ringing, 4 ms of push, 26 ms of ringing, each by one matrix exponential of the equation as written."""
+    start, push = circuit.rest + torch.tensor([0.2, -3.0], dtype=torch.float64), torch.tensor([5e3, -2e3, 3e3])
+    bins = torch.zeros(3, round(0.05 / dt_s), 2, dtype=torch.float64)
+    bins[:, round(0.02 / dt_s) : round(0.024 / dt_s)] = push.double().reshape(3, 1, 1)
+    drive = stage_drive(bins.flatten(-2), 2).unsqueeze(-1)
+    scheme = exact_step(circuit, dt_s) if scheme is exact_step else scheme
+    played = simulate(circuit, start, dt_s=dt_s, drive=drive, scheme=scheme)
+    exact = start.numpy().T.ravel()  # displacements, then rates
+    for seconds, force in ((0.02, 0.0), (0.004, 40.0), (0.026, 0.0)):
+        exact = pushed(exact, force * push.double().numpy(), seconds, coupled=isinstance(circuit, Network))
+    size = float(played.readings.abs().amax((0, 2))[0])
+    np.testing.assert_allclose(played.end.numpy().T[0], exact[:3], rtol=0, atol=1e-10 * size)
+    np.testing.assert_allclose(played.end.numpy().T[1], exact[3:], rtol=0, atol=1e-10 * 80 * size)  # at 80 rad/s
+
+
+def pushed(state: np.ndarray, force: np.ndarray, seconds: float, coupled: bool) -> np.ndarray:
+    """The solution of x'' = force + 320 W x - 2 damping x' - natural^2 x after a constant force, by scipy."""
+    weights = 40.0 * 8.0 * np.array([[0.0, 0.7, 0.2], [0.4, 0.0, 0.0], [0.0, 0.9, 0.0]])
+    stiff = (weights if coupled else 0.0) - np.diag(np.array([50.0, 63.0, 80.0]) ** 2)
+    a = np.block([[np.zeros((3, 3)), np.eye(3)], [stiff, -2 * np.diag([5.0, 8.0, 3.0])]])
+    still = -np.linalg.solve(a, np.concatenate([np.zeros(3), force]))
+    return expm(a * seconds) @ (state - still) + still
 
 
 def test_ten_exact_steps_are_one_exact_step_of_ten_times_the_length():
