@@ -3,19 +3,24 @@
 import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.image import imread
 
 from stimopt.assembly import require_buildable, setting_of
 from stimopt.config import Experiment, Study, read_experiment, read_study
 from stimopt.models import load_foundation
 from stimopt.models.ieeg_pretrain import recipe_of
 from stimopt.pretraining import read_pretraining
+from stimopt.published import near, publish, section
 
 FOLDER = Path(__file__).parents[1] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
+PUBLISHED = sorted(FOLDER.glob("published_*.py"))
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("pretrain"))  # no search
 STUDIES = ("study.yaml",)
 PRETRAININGS = sorted(FOLDER.glob("pretrain*.yaml"))
@@ -33,6 +38,17 @@ def read(path):
     return read_study(path) if path.name in STUDIES else read_experiment(path)
 
 
+# Rows of published pages that lie outside their tolerance: the Epileptor's page says that its 4150 units stand beside
+# 15000 of another run, with another detector; a quarter of a second is too short for an error index
+KNOWN_OUTSIDE = {"published_nuclei": ["and how much more"]}
+KNOWN_OUTSIDE_QUICK = {"published_ensembles": ["parkinsonian"]}
+
+
+def outside(printed):
+    """Quantities that a published page holds outside their tolerance."""
+    return re.findall(r"^  (.+?): paper .*within: NO$", printed, re.MULTILINE)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_every_example_runs_and_prints_numbers_that_are_finite(path, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -42,6 +58,7 @@ def test_every_example_runs_and_prints_numbers_that_are_finite(path, capsys, tmp
     assert re.search(r"\d", printed)
     assert not re.search(r"\b(nan|inf)\b", printed, re.IGNORECASE)
     assert list(tmp_path.iterdir()) == []  # nothing is left behind
+    assert outside(printed) == KNOWN_OUTSIDE_QUICK.get(path.stem, [])
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
@@ -50,6 +67,38 @@ def test_every_example_says_what_it_shows_and_has_a_quick_form(path):
     assert len(inspect.getdoc(module).splitlines()) >= 3
     quick = inspect.signature(module.main).parameters["quick"]
     assert (quick.annotation, quick.default) == (bool, False)
+
+
+def test_a_row_outside_its_tolerance_stands_on_the_page_and_is_found(capsys, tmp_path):
+    part = section("A part", "", [near("peak, Hz", "10", 10.6, 10, 0.5), near("share", "1", 1.0, 1, 0.1)], "")
+    publish([part], tmp_path / "page.html", "0")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert outside(capsys.readouterr().out) == ["peak, Hz"]
+    assert page.count("NO<") == 1
+    assert "1 of 2 simulated numbers lie within" in page
+
+
+def run_in_full(path, folder):
+    """What a reader sees who runs the script in a folder; without the checks of types, which take twice as long."""
+    return subprocess.run([sys.executable, path], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+def test_a_published_page_in_full_holds_every_row_but_those_known(path, tmp_path):
+    known = KNOWN_OUTSIDE.get(path.stem, [])
+    assert outside(run_in_full(path, tmp_path)) == known
+    page = (tmp_path / f"{path.stem}.html").read_text(encoding="utf-8")
+    assert page.count("NO<") == len(known)
+    assert page.count("<svg") >= 2
+
+
+@pytest.mark.slow
+def test_the_atlas_is_painted(tmp_path):
+    run_in_full(FOLDER / "stimulation_atlas.py", tmp_path)
+    picture = imread(tmp_path / "stimulation_atlas.png")
+    assert min(picture.shape[:2]) > 300
+    assert picture[..., :3].std() > 0.1  # of 0 to 1; not one colour
 
 
 def test_the_replay_example_says_why_it_skips_recordings(capsys, monkeypatch):
