@@ -7,7 +7,8 @@ is there to compare with them. Delays read a network's past (see `delays`).
 
 Memory for gradients grows with the number of steps; `checkpoint=True` keeps only every
 square-root-th state and plays the steps between them again on the way back, so that memory
-grows with the square root of time for about one more forward pass.
+for states grows with the square root of time for about one more forward pass. Autograd's own
+nodes of the first pass stay, 0.15 MB a step for any batch; `compiled_simulate` has none.
 """
 
 import math
