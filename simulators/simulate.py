@@ -7,19 +7,21 @@ is there to compare with them. Delays read a network's past (see `delays`).
 
 Memory for gradients grows with the number of steps; `checkpoint=True` keeps only every
 square-root-th state and plays the steps between them again on the way back, so that memory
-for states grows with the square root of time for about one more forward pass. Autograd's own
-nodes of the first pass stay, 0.15 MB a step for any batch; `compiled_simulate` has none.
+grows with the square root of time for about one more forward pass (see `replayed`). A circuit that
+is no plain dataclass, another scheme, or a reading with gradients of its own is checkpointed by
+torch, which keeps its nodes of the first pass, 0.15 MB a step for any batch.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint as replayed
+from torch.autograd.forward_ad import unpack_dual
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from stimopt.errors import ConfigError, ShapeError
 
@@ -28,6 +30,7 @@ from .dynamics import Dynamics, noisy_columns
 from .integrate import END, START, Scheme, Slope, euler, heun, rk4
 from .joined import Joined
 from .network import Network
+from .replayed import replayed, tensors_of, with_tensors
 
 Reading = Callable[[Tensor], Tensor]  # state [*batch, region, state] to anything that keeps *batch first
 
@@ -285,15 +288,65 @@ def _played(
 ) -> Trajectory:
     steps = drive.shape[0]
     length = math.isqrt(steps - 1) + 1 if checkpoint else steps
+    circuit = _replayable(player, [state, drive, waves], reading) if checkpoint else None
     readings: list[Tensor] = []
     for first in range(0, steps, length):
         part = slice(first, first + length)
         arguments: tuple[Any, ...] = (
             state, past, drive[part], None if waves is None else waves[part], reading, first, every
         )  # fmt: skip
-        played: _Played = (
-            replayed(player.stretch, *arguments, use_reentrant=False) if checkpoint else player.stretch(*arguments)
-        )
+        if circuit is not None:
+            played = _replay(player, circuit, *arguments)
+        elif checkpoint:
+            # planned anew each time, or the second pass would find plans where the first one made them
+            played = checkpointed(lambda *x: replace(player, plans={}).stretch(*x), *arguments, use_reentrant=False)
+        else:
+            played = player.stretch(*arguments)
         state, past = played.state, played.past
         readings += played.readings
     return Trajectory(torch.stack(readings, -1), state, past)
+
+
+def _replayable(player: _Player, given: list[Tensor | None], reading: Reading) -> dict[str, Tensor] | None:
+    """Tensors of the circuit, if a stretch can be one node: nothing else is differentiated, and not forwards."""
+    circuit = tensors_of(player.dynamics)
+    if circuit is None or player.scheme not in (euler, heun, rk4):
+        return None
+    if any(unpack_dual(x).tangent is not None for x in [*given, *circuit.values()] if x is not None):
+        return None
+    own = reading == player.dynamics.potential_mv
+    if not own and isinstance(start := given[0], Tensor) and reading(start.detach()).requires_grad:
+        return None
+    return circuit
+
+
+def _replay(
+    player: _Player,
+    circuit: dict[str, Tensor],
+    state: Tensor,
+    past: Past | None,
+    drive: Tensor,
+    waves: Tensor | None,
+    reading: Reading,
+    first: int,
+    every: int,
+) -> _Played:
+    """A stretch as one node of autograd."""
+    given = circuit | {":state": state, ":drive": drive}
+    given |= {} if waves is None else {":waves": waves}
+    given |= {} if past is None else {f":{f.name}": getattr(past, f.name) for f in fields(Past)}
+
+    def play(*tensors: Tensor) -> list[Tensor]:
+        now = dict(zip(given, tensors, strict=True))
+        dynamics = with_tensors(player.dynamics, now)
+        instant = dynamics.instant_weights if isinstance(dynamics, Network) else None
+        before = None if past is None else Past(*(now[f":{f.name}"] for f in fields(Past)))
+        read = dynamics.potential_mv if reading == player.dynamics.potential_mv else reading
+        again = replace(player, dynamics=dynamics, instant=instant, plans={})
+        played = again.stretch(now[":state"], before, now[":drive"], now.get(":waves"), read, first, every)
+        after = [] if played.past is None else [getattr(played.past, f.name) for f in fields(Past)]
+        return [played.state, *after, *played.readings]
+
+    end, *more = replayed(play, *given.values())
+    parts = 0 if past is None else len(fields(Past))
+    return _Played(end, Past(*more[:parts]) if parts else None, more[parts:])

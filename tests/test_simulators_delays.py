@@ -313,14 +313,50 @@ def test_two_halves_are_the_whole():
     torch.testing.assert_close(torch.cat([half.readings, rest.readings], -1), whole.readings, rtol=1e-12, atol=1e-12)
 
 
-def test_checkpoints_change_neither_path_nor_gradient():
-    network, results = jansen_rit_network(), []
+def played_with(checkpoint: bool, reads: str, at: dict[str, Tensor]) -> Tensor:
+    """A number that depends on readings, end and past of 40 steps, through everything that may be differentiated."""
+    tracts = jansen_rit_network()
+    circuit = JansenRit(at["afferents"], excitation_mv=at["size"])
+    delay_s = tracts.delay_s * at["stretch"]
+    network = Network(circuit, tracts.weights * at["weights"], gain=at["gain"], delay_s=delay_s)
+    readings = {"potential": network.potential_mv, "rate": lambda x: x[..., 4], "own": lambda x: at["size"] * x[..., 1]}
+    played = simulate(
+        network, at["start"], dt_s=1e-3, drive=at["drive"], waves=at["waves"], scheme=heun, reading=readings[reads],
+        every=3, checkpoint=checkpoint,
+    )  # fmt: skip
+    return played.readings.square().mean() + played.end[..., 1].sum() + played.past.slope_end.square().mean()
+
+
+@pytest.mark.parametrize("reads", ["potential", "rate", "own"])
+def test_checkpoints_change_no_gradient_forwards_or_backwards(reads):
+    network, source = jansen_rit_network(), generator(1)
+    at = {
+        "start": network.rest + 0.1,
+        "drive": torch.rand(40, 3, 4, 2, generator=source, dtype=torch.float64),
+        "waves": white_waves(network, (), 40, 1e-3, source),
+        "afferents": network.circuit.afferents_hz,
+        **{name: torch.tensor(value, dtype=torch.float64)
+           for name, value in (("size", 3.25), ("gain", 10.0), ("weights", 1.1), ("stretch", 1.031))},
+    }  # fmt: skip
+    gradients = []
     for checkpoint in (False, True):
-        start = (network.rest + 0.1).requires_grad_()
-        end = simulate(network, start, dt_s=1e-3, steps=40, checkpoint=checkpoint).end
-        results.append((end.detach(), *torch.autograd.grad(end.sum(), start)))
-    for plain, replayed in zip(*results, strict=True):
-        torch.testing.assert_close(replayed, plain, rtol=1e-13, atol=1e-13)
+        moved = {name: value.clone().requires_grad_() for name, value in at.items()}
+        value = played_with(checkpoint, reads, moved)
+        gradients.append((value.detach(), *torch.autograd.grad(value, list(moved.values()))))
+    for plain, replayed in zip(*gradients, strict=True):
+        assert bool((plain != 0).any())
+        torch.testing.assert_close(replayed, plain, rtol=1e-11, atol=1e-13)
+    slope = torch.func.jvp(
+        lambda g: played_with(True, reads, at | {"gain": g}), (at["gain"],), (torch.ones_like(at["gain"]),)
+    )[1]
+    torch.testing.assert_close(slope, gradients[0][1 + list(at).index("gain")], rtol=1e-9, atol=1e-12)
+
+
+def test_checkpoints_change_no_path():
+    network = jansen_rit_network()
+    whole, stretched = (simulate(network, network.rest + 0.1, dt_s=1e-3, steps=41, checkpoint=c) for c in (False, True))
+    assert torch.equal(whole.readings, stretched.readings)
+    assert torch.equal(whole.end, stretched.end)
 
 
 def test_gradients_in_coupling_and_delay_match_finite_differences():

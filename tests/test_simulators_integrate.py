@@ -210,9 +210,6 @@ for steps in (300, 1200):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read as Linux gives it")
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="autograd keeps its nodes of the first pass: 50 MB become 165, not 100"
-)
 def test_memory_of_a_gradient_with_checkpoints_grows_with_the_root_of_time(tmp_path):
     """In a process whose allocator gives back what is freed, so that gaps in its heap are not counted."""
     (tmp_path / "gradient.py").write_text(GRADIENT)
