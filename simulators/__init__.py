@@ -233,6 +233,7 @@ from .stn_gpe import (
     with_feedback,
 )
 from .twin import (
+    PairedWindow,
     Twin,
 )
 from .vigilance import (
@@ -285,6 +286,7 @@ __all__ = [
     "MeanField",
     "MontbrioPazoRoxin",
     "Network",
+    "PairedWindow",
     "PallidalCell",
     "Parameter",
     "Part",

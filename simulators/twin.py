@@ -50,6 +50,8 @@ from .twin_parts import require_finite, require_shapes, require_tested, require_
 from .vigilance import Vigilance
 
 _PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
+_OTHERS = 4  # recordings beside the twin's own, each with a salt of its own
+_SALTS = _SETTLE + 1 + _OTHERS
 _KEY_SPAN = 2**62
 
 
@@ -175,9 +177,44 @@ class Twin(System):
         """
         window = self._window(state, stimulus, generator)
         signal_uv = self.sensing.signal_uv(
-            window.potential_mv, window.delivered, self.rate_hz, keys=state["key"], salt=8 * window.salt + _SENSOR
+            window.potential_mv, window.delivered, self.rate_hz, keys=state["key"], salt=_SALTS * window.salt + _SENSOR
         )
         return Response(self.montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered)), window.after
+
+    def respond_paired(
+        self,
+        state: State,
+        stimulus: Stimulus,
+        generator: torch.Generator,
+        others: Mapping[str, tuple[Montage, Sensing]],
+    ) -> "PairedWindow":
+        """One window as several recordings see it at once: `respond`'s own, and others such as scalp EEG.
+
+        The own response and the state after it are those of `respond` with the same arguments, to the bit. For BOLD,
+        give the potential to `power_activity` and `Balloon.scan`. Raises as `respond`, and:
+
+        Args:
+            state: As in `respond`.
+            stimulus: As in `respond`.
+            generator: As in `respond`.
+            others: By name: the montage whose channels are read, and how they hear the regions; four at most.
+
+        Raises:
+            ConfigError: If there are more than four others.
+        """
+        if len(others) > _OTHERS:
+            raise ConfigError(f"{len(others)} recordings beside the twin's own; give {_OTHERS} at most.")
+        window = self._window(state, stimulus, generator)
+        salts, responses = (_SENSOR, *range(_SETTLE + 1, _SALTS)), []
+        recordings = [(self.montage, self.sensing), *others.values()]
+        for salt, (montage, sensing) in zip(salts, recordings, strict=False):
+            signal_uv = sensing.signal_uv(
+                window.potential_mv, window.delivered, self.rate_hz, keys=state["key"],
+                salt=_SALTS * window.salt + salt,
+            )  # fmt: skip
+            responses.append(Response(montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered)))
+        own, *more = responses
+        return PairedWindow(own, dict(zip(others, more, strict=True)), window.potential_mv, window.after)
 
     def activity_mv(
         self, state: State, stimulus: Stimulus, generator: torch.Generator
@@ -230,15 +267,21 @@ class Twin(System):
 
     def _window(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> "_Window":
         delivered, device = self._actuated(state, stimulus)
-        salt = int(torch.randint(_KEY_SPAN // 8, (), generator=generator, device=generator.device))
+        salt = int(torch.randint(_KEY_SPAN // _SALTS, (), generator=generator, device=generator.device))
         steps = round(self.window_s / self.dt_s)
         drive, under_way = self._driven(state, delivered, steps)
         played = self._play(
-            state["circuit"], _restored(state), drive, state["key"], 8 * salt + _PROCESS, steps, steps // self.samples
+            state["circuit"],
+            _restored(state),
+            drive,
+            state["key"],
+            _SALTS * salt + _PROCESS,
+            steps,
+            steps // self.samples,
         )
         after = {
             "circuit": played.end,
-            "drift": self._drifted(state, 8 * salt + _DRIFT),
+            "drift": self._drifted(state, _SALTS * salt + _DRIFT),
             "key": _next_keys(state["key"]),
         }
         if self.vigilance is not None:
@@ -302,6 +345,22 @@ class Twin(System):
         fresh = row_noise(state["key"], (1,), salt, state["drift"])[..., 0]
         drifted: Tensor = kept * state["drift"] + math.sqrt(1 - kept**2) * fresh
         return drifted
+
+
+class PairedWindow(NamedTuple):
+    """One window as several recordings saw it.
+
+    Attributes:
+        response: Of the twin's own channels.
+        others: Of the other recordings, by name.
+        potential_mv: Of the regions, `[*batch, region, time]`.
+        after: The state after the window.
+    """
+
+    response: Response
+    others: dict[str, Response]
+    potential_mv: Tensor
+    after: State
 
 
 class _Window(NamedTuple):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import xarray as xr
 
-from stimopt.errors import ContractError, DataError, MontageError, ShapeError
+from stimopt.errors import ConfigError, ContractError, DataError, MontageError, ShapeError
 from stimopt.montage import Contact, Montage, monopolar
 from stimopt.simulators import jansen_rit_patient, linear_patient
 from stimopt.simulators.amplifier import CommonAverage, Delay
@@ -222,6 +222,28 @@ def test_one_twin_gives_seeg_scalp_eeg_and_bold_of_the_same_windows():
     later = torch.cat(bold, -1)
     assert not later[..., 0].any()
     assert float((later[0] - later[1]).abs().max()) > 0  # rows have noise, and so vessels, of their own
+
+
+def test_one_window_is_seen_by_several_recordings_at_once():
+    twin = patient(settle_s=0.1, window_s=0.2)
+    head = torch.rand(3, 6, generator=generator(3), dtype=torch.float64)
+    scalp = lead_field_sensing(CAP, average_reference(head), noise_uv=2.0)
+    quiet = replace(scalp, noise_uv=0.0)
+    stimulus = pulse_train(twin.montage, "B2-B3", amplitude_ma=2.0, frequency_hz=60.0, pulses=4).expand(2)
+    state = twin.start((2,), generator(0))
+    others = {"scalp": (CAP, scalp), "again": (CAP, scalp), "quiet": (CAP, quiet)}
+    seen = twin.respond_paired(state, stimulus, generator(1), others)
+    alone, after = twin.respond(state, stimulus, generator(1))
+    assert torch.equal(seen.response.signal_uv, alone.signal_uv)
+    assert all(torch.equal(seen.after[name], after[name]) for name in after)
+    assert torch.equal(seen.potential_mv, twin.activity_mv(state, stimulus, generator(1))[0])
+    truth = quiet.clean_uv(seen.potential_mv)
+    torch.testing.assert_close(seen.others["quiet"].signal_uv, truth)
+    noises = [seen.others[name].signal_uv - truth for name in ("scalp", "again")]
+    assert all(1.8 < float(noise.std()) < 2.2 for noise in noises)
+    assert abs(float((noises[0] * noises[1]).mean())) < 0.5  # each has its own
+    with pytest.raises(ConfigError, match="5 recordings beside"):
+        twin.respond_paired(state, stimulus, generator(1), {str(i): (CAP, scalp) for i in range(5)})
 
 
 def test_gradients_reach_the_stimulus_through_every_modality():
