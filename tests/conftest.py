@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("PYTHONSAFEPATH", "1")  # children import what is installed, not the folder they start in
 sys.path.insert(0, str(Path(__file__).parent))  # for typechecked, which the hook imports by name
 if not any("benchmarks" in argument for argument in sys.argv):  # speed is that of the library without checks of types
     install_import_hook("stimopt", "typechecked.checked")
