@@ -72,8 +72,11 @@ class JansenRit(Dynamics):
 
     @property
     def largest_dt_s(self) -> float:
-        """2 ms at the paper's a: RK4 then stays within 0.12 mV of 0.125 ms under pulses, 1 ms within 0.03 mV."""
-        return step_at_pace(2e-3, 100.0, self.excitation_per_s, self.inhibition_per_s)
+        """2 ms up to 150 1/s, where halving it moves a quiet path by 0.2 % of its deviation.
+
+        At the paper's 100 1/s RK4 then stays within 0.12 mV of 0.125 ms under pulses, 1 ms within 0.03 mV.
+        """
+        return step_at_pace(2e-3, 150.0, self.excitation_per_s, self.inhibition_per_s)
 
     @property
     def rest(self) -> State:

@@ -32,7 +32,7 @@ def test_noise_is_the_same_path_at_both_steps():
 
 
 def test_a_step_that_is_too_large_is_refused_with_the_tested_one_named():
-    with pytest.raises(ConfigError, match=r"at or below 0\.002 s"):
+    with pytest.raises(ConfigError, match=r"largest tested is 0\.002 s, with rk4"):
         require_step(pair(), dt_s=0.01, seconds=0.3)
     require_step(pair(), dt_s=2e-3, seconds=0.3)
 

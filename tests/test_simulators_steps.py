@@ -41,7 +41,7 @@ def one(value: float) -> Tensor:
 def at_pace(pace: float) -> dict[str, Dynamics]:
     """Every circuit of rates, all of its rates `pace` times as fast, so that a path is only played faster."""
     return {
-        "Jansen-Rit": JansenRit(one(150.0), 0.0, excitation_per_s=100.0 * pace, inhibition_per_s=50.0 * pace),
+        "Jansen-Rit": JansenRit(one(150.0), 0.0, excitation_per_s=150.0 * pace, inhibition_per_s=75.0 * pace),
         "Wendling": Wendling(
             one(90.0), 0.0, excitation_per_s=100.0 * pace, slow_inhibition_per_s=50.0 * pace,
             fast_inhibition_per_s=500.0 * pace,
@@ -75,7 +75,7 @@ def test_a_circuit_ten_times_as_fast_has_a_step_ten_times_as_short_and_as_good(n
 def test_a_twin_with_fast_parameters_refuses_the_step_of_slow_ones():
     twin = jansen_rit_patient(regions=4, contacts=4, window_s=0.1)
     circuit = replace(twin.circuit.circuit, excitation_per_s=2000.0)
-    with pytest.raises(ConfigError, match=r"largest step tested for JansenRit with these parameters is 0\.0001 s"):
+    with pytest.raises(ConfigError, match=r"largest step tested for JansenRit with these parameters is 0\.00015 s"):
         replace(twin, circuit=replace(twin.circuit, circuit=circuit), dt_s=2e-3)
 
 

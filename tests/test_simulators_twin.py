@@ -208,7 +208,7 @@ def test_drift_shifts_the_excitability_of_all_regions():
 def test_a_step_larger_than_tested_is_refused_with_the_largest():
     twin = small(jansen_rit_patient)
     fastest_per_s = float(twin.circuit.circuit.excitation_per_s)
-    largest_s = 2e-3 * min(1.0, 100.0 / fastest_per_s)
+    largest_s = 2e-3 * min(1.0, 150.0 / fastest_per_s)
     with pytest.raises(ConfigError, match=f"is {largest_s:g} s"):
         replace(twin, dt_s=0.004, rate_hz=250.0)
 
