@@ -125,6 +125,10 @@ class _Back:
         ]
         self.unit: Unit = course.unit(given, pulled=self.pulled)
         self.found = {name: torch.zeros_like(given[name]) for name in wanted}
+        self.kept = [
+            name for name in self.pulled if _source(name) in wanted and not name.startswith(("state.", "late."))
+        ]
+        self.pieces: dict[str, list[Tensor]] = {name: [] for name in self.kept if _source(name) in _PUSHES}
 
     def run(
         self, end: Tensor, strip: Tensor, read: Tensor, reading: Reading, first: int, every: int
@@ -151,11 +155,12 @@ class _Back:
                     cotangents[name] if (name := f"state.{i}") in cotangents else torch.zeros_like(columns[i])
                     for i in range(course.states)
                 ]
-                self._add(number, cotangents)
+                self._add(cotangents)
                 if ears:
                     ears.hear(cotangents)
                 if read_here := echoes.at(number):
                     pull = [a + b for a, b in zip(pull, read_here, strict=True)]
+            self._put(begin)
             if ears:
                 ears.close()
         if "start" in self.found:
@@ -164,18 +169,25 @@ class _Back:
             self.found["strip"] = ears.past()
         return self.found
 
-    def _add(self, number: int, cotangents: Mapping[str, Tensor]) -> None:
-        for name, value in cotangents.items():
-            kind = _source(name)
-            if kind not in self.found or kind in ("start", "strip"):
-                continue
-            if kind == "waves":
-                self.found[kind][number, ..., int(name.split(".")[1])] = value.movedim(0, -1)
-            elif kind == "drive":
-                stage, place = (int(part) for part in name.split(".")[1:])
-                self.found[kind][number, stage, ..., place] += value.movedim(0, -1)
+    def _add(self, cotangents: Mapping[str, Tensor]) -> None:
+        """Those of a step: pushes are kept for the block, parameters summed."""
+        for name in self.kept:
+            if name in self.pieces:
+                self.pieces[name].append(cotangents[name])
             else:
-                self.found[kind] += value
+                self.found[name] += cotangents[name]
+
+    def _put(self, begin: int) -> None:
+        """Those of a block's pushes, of which the last step came first, in their places."""
+        for name, pieces in self.pieces.items():
+            slot, *place = name.split(".")
+            turned = torch.stack(pieces[::-1]).movedim(1, -1)  # [step, *batch, region]
+            target = self.found[_source(name)][begin : begin + len(pieces)]
+            if slot == "drive":
+                target[:, int(place[0]), ..., int(place[1])] = turned
+            else:
+                target[..., int(place[0])] = turned
+            pieces.clear()
 
 
 def _source(slot: str) -> str:
