@@ -1,12 +1,16 @@
 """The foundation model's effects and those of a linear model of the patient, each weighed by trials that neither saw.
 
     mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a, b <= 1
+    mean = network without a stimulus + c (effect by the network told of no trial)  far from all past trials
 
 An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
 fitted on the patient's past trials alone. Past trials are cut into parts, each part is forecast from the others, and a
 and b are what fits it best, drawn towards 1 and 0. There are two such pairs: one from parts that share no site, for
-new sites, and one from trials whose site is among the others, for sites with a past of their own; a site on the way
-from one to the other has weights between them, and noise is as wide as the errors of either ask for. So a patient like
+new sites, and one from trials whose site is among the others, for sites with a past of their own. Far from
+all sites with a past, as on another shaft, neither holds: sites beside each other confirm much that fails across the
+head. What trials can say there is how far to believe a network that was told of none of them; c is what fits all of
+them best, drawn towards 1. A site on the way from one to another has weights between them, and noise is as wide as the
+errors of each ask for. So a patient like
 those of pretraining keeps the network's effects; where a circuit is of another kind, and the network is sure of effects
 that past trials do not show, they are turned down and what the linear model learnt takes their place, more so where it
 learnt at the very site.
@@ -17,6 +21,7 @@ forecasts); Lange, Little and Taylor, JASA 84 (1989) 881-896 (heavy tails by lea
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,7 +44,9 @@ FEWEST = 8  # trials
 _FOLDS = 4
 _PRIOR_SITES = 1.5  # that say a = 1 and b = 0 at new sites: trials of one site err alike, so sites count and not trials
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
-_FAR, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
+_LEAVING, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
+FAR_MM = (10.0, 30.0)  # from the nearest site with a past: as near as neighbours on a shaft are, and on another shaft
+_BLENDED, _UNTOLD = slice(0, 2), slice(2, 3)  # of the effects
 _SAME = 0.999  # of `seen_share`, at which a site is the same
 
 
@@ -50,32 +57,47 @@ class BlendedForecaster(Forecaster):
     Attributes:
         plain: The foundation model with the patient's past trials.
         linear: Impulse responses fitted on them.
-        weight: Of either's effect, at new sites and at seen ones.
+        weight: Of the effects by network, linear model and network told of no trial: far from all sites with a past, at
+            new sites near them, and at these.
         sites: Shares of the contacts in the current of each site with a past.
-        narrower: Factor on the noise at seen sites, beside that at new ones.
+        wider: Factors on the noise, in the same order, beside that at new sites.
     """
 
     plain: FoundationForecaster
     linear: ImpulseForecaster
-    weight: Float[Tensor, "2 2"]
+    weight: Float[Tensor, "3 3"]
     sites: Float[Tensor, "site contact"]
-    narrower: float = 1.0
+    wider: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
         mean, scale, factors = self.plain.told(self.plain.answer(context, stimulus))
-        batch = context.signal_uv.shape[:-2]
-        none = no_stimulus(stimulus.montage, batch).to(stimulus.amplitude_ma)
-        quiet, _, _ = self.plain.told(self.plain.answer(context, none))
-        quiet = quiet.reshape(*batch, *quiet.shape[1:]).expand(*stimulus.batch_shape, -1, -1).reshape(mean.shape)
+        quiet = _quiet(self.plain, context, stimulus).reshape(mean.shape)
         spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
-        linear = self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread
-        at_new, at_seen = self.weight.to(mean)
-        seen = seen_share(stimulus.amplitude_ma, self.sites).reshape(-1, 1, 1, 1).to(mean)
-        own, other = (at_new + seen * (at_seen - at_new)).unbind(-1)  # [shot, 1, 1] each
-        wide = 1 + seen * (self.narrower - 1)  # [shot, 1, 1, 1]
-        blended = quiet + own * (mean - quiet) + other * linear
-        return self.plain.in_uv(blended, wide.squeeze(-1) * scale, wide * factors, stimulus)
+        effects = [mean - quiet, self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread]
+        share = self.shares(stimulus.amplitude_ma).reshape(-1, 3).to(mean)
+        weight = (share @ self.weight.to(mean))[..., None, None]  # [shot, effect, 1, 1]
+        if bool((share[:, 0] > 0).any()):
+            untold, _, _ = self._untold.told(self._untold.answer(context, stimulus))
+            effects.append(untold - _quiet(self._untold, context, stimulus).reshape(mean.shape))
+        blended = quiet + sum(weight[:, i] * effect for i, effect in enumerate(effects))
+        wide = (share @ mean.new_tensor(self.wider))[:, None, None]
+        return self.plain.in_uv(blended, wide * scale, wide.unsqueeze(-1) * factors, stimulus)
+
+    @cached_property
+    def _untold(self) -> FoundationForecaster:
+        return untold(self.plain)
+
+    def shares(self, amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*batch 3"]:
+        """How far a current enters from all sites with a past, how much at new sites near them, and how much at them.
+
+        Together 1. Nothing is far where places are not known, and silence is not.
+        """
+        seen = seen_share(amplitude_ma, self.sites)
+        apart_mm = site_distance_mm(amplitude_ma, self.sites, self.plain.window.montage.contact_position_mm)
+        low, high = FAR_MM
+        far = torch.minimum(((apart_mm - low) / (high - low)).clamp(0, 1), 1 - seen)
+        return torch.stack([far, 1 - far - seen, seen], -1)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
@@ -86,7 +108,7 @@ class BlendedForecaster(Forecaster):
             "blend": self.weight,
             "sites": self.sites,
         }
-        return {**config, "linear": linear_config, "narrower": self.narrower}, tensors
+        return {**config, "linear": linear_config, "wider": list(self.wider)}, tensors
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BlendedForecaster":
@@ -98,7 +120,8 @@ class BlendedForecaster(Forecaster):
                 own[part][name] = value
         plain = FoundationForecaster.restore(config, own["plain"])
         linear = ImpulseForecaster.restore(config["linear"], own["linear"])
-        return cls(plain, linear, tensors["blend"], tensors["sites"], float(config["narrower"]))
+        far, new, seen = config["wider"]
+        return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen))
 
 
 def blendable(trials: Trials) -> bool:
@@ -127,18 +150,35 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
             "reads around what is missing."
         )
     held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
-    sites = torch.unique(_shares(trials.stimulus.amplitude_ma[~trials.stimulus.silent]).round(decimals=6), dim=0)
-    at_new = _weights(held, _PRIOR_SITES / max(1, len(sites)), torch.tensor([1.0, 0.0]))
+    loud = trials.stimulus.amplitude_ma[~trials.stimulus.silent]
+    sites = torch.unique(_shares(loud).round(decimals=6), dim=0)
+    doubt = _PRIOR_SITES / max(1, len(sites))
+    at_new = _weights(held, _BLENDED, doubt, torch.tensor([1.0, 0.0, 0.0]))
+    far = _weights(held, _UNTOLD, doubt, torch.tensor([0.0, 0.0, 1.0]))
     again = [_Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
     again = [part.at_seen_sites() for part in again]
     at_any = sum(int(part.loud.sum()) for part in again)
-    at_seen = _weights(again, _PRIOR_TRIALS / max(1, at_any), at_new)
-    temper = patient_temper([row for part in held for row in part.ratios(at_new)], len(trials))
+    at_seen = _weights(again, _BLENDED, _PRIOR_TRIALS / max(1, at_any), at_new)
+    temper, wide_far = (
+        patient_temper([row for part in held for row in part.ratios(weight)], len(trials)) for weight in (at_new, far)
+    )
     left = [row for part in again for row in part.ratios(at_seen)]
     narrower = patient_temper(left, len(left)) / temper if at_any else 1.0
     kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
-    linear, weight = fit_impulse_regression(trials, seed=seed), torch.stack([at_new, at_seen])
-    return BlendedForecaster(kept, linear, weight, sites, narrower)
+    linear, weight = fit_impulse_regression(trials, seed=seed), torch.stack([far, at_new, at_seen])
+    return BlendedForecaster(kept, linear, weight, sites, (wide_far / temper, 1.0, narrower))
+
+
+def untold(plain: FoundationForecaster) -> FoundationForecaster:
+    """The same with no trial in context."""
+    return replace(plain, past=plain.past.pick(slice(0)))
+
+
+def _quiet(plain: FoundationForecaster, context: Context, stimulus: Stimulus) -> Tensor:
+    """The network's forecast without a stimulus, with the batch of one."""
+    batch = context.signal_uv.shape[:-2]
+    mean, _, _ = plain.told(plain.answer(context, no_stimulus(stimulus.montage, batch).to(stimulus.amplitude_ma)))
+    return mean.reshape(*batch, *mean.shape[1:]).expand(*stimulus.batch_shape, -1, -1)
 
 
 def seen_share(
@@ -151,6 +191,24 @@ def seen_share(
     return (1 - 2 * apart.amin(-1)).clamp_min(0.0)
 
 
+def site_distance_mm(
+    amplitude_ma: Float[Tensor, "*batch contact"],
+    sites: Float[Tensor, "site contact"],
+    place_mm: Float[Tensor, "contact 3"],
+) -> Float[Tensor, "*batch"]:
+    """From the middle of the contacts where a current enters to that of the nearest site; 0 for silence.
+
+    Also 0 where there is no site, or the place of a contact in use is not known.
+    """
+    share = _shares(amplitude_ma)
+    if not len(sites):
+        return torch.zeros_like(share[..., 0])
+    place, lost = place_mm.to(share).nan_to_num(0.0), (~place_mm.isfinite().all(-1)).to(share)
+    apart = torch.cdist((share @ place).reshape(-1, 3), sites.to(share) @ place)
+    apart = apart.masked_fill(sites.to(share) @ lost > 0, 0.0).amin(-1).reshape(share.shape[:-1])
+    return torch.where((share @ lost > 0) | (share.sum(-1) < 0.5), 0.0, apart)
+
+
 def _shares(amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*batch contact"]:
     size = amplitude_ma.abs()
     return size / size.sum(-1, keepdim=True).clamp_min(1e-9)
@@ -161,7 +219,7 @@ class _Held:
     """Trials of a part, forecast from the others, in units of spread.
 
     Attributes:
-        effects: The network's and the linear model's.
+        effects: The network's, the linear model's, and those of the network told of no trial.
         left: The response less the network's forecast without a stimulus.
         wide: Standard deviation that the network gave.
         good: Which samples are known.
@@ -169,7 +227,7 @@ class _Held:
         seen: Which have a site that others had, too.
     """
 
-    effects: Float[Tensor, "2 trial channel time"]
+    effects: Float[Tensor, "3 trial channel time"]
     left: Float[Tensor, "trial channel time"]
     wide: Float[Tensor, "trial channel time"]
     good: Tensor
@@ -181,10 +239,12 @@ class _Held:
         """Forecast these trials from all others."""
         rest, lead = others_of(len(trials), held), plain.window.lead
         past, own = plain.past.pick(rest[-MOST_PAST:]), plain.past.pick(held)
-        told = [plain.told(answered(plain, plain.model.weights, past, shots)) for shots in (own, _silenced(own))]
-        (mean, scale, factors), (quiet, _, _) = ([part[0] for part in one] for one in told)
+        asked, nothing = (own, _silenced(own)), past.pick(slice(0))
+        (mean, scale, factors), (quiet, _, _) = (_answers(plain, past, shots) for shots in asked)
+        (untold_mean, _, _), (untold_quiet, _, _) = (_answers(plain, nothing, shots) for shots in asked)
         linear_uv = fit_impulse_regression(trials[rest], seed=seed).effect_uv(trials.stimulus[held])
-        effects = torch.stack([mean - quiet, linear_uv.to(mean) / plain.subject.spread_uv.unsqueeze(-1)])
+        linear = linear_uv.to(mean) / plain.subject.spread_uv.unsqueeze(-1)
+        effects = torch.stack([mean - quiet, linear, untold_mean - untold_quiet])
         wide = (scale.square() + factors.square().sum(1)).sqrt()
         left, good = own.response[..., lead:] - quiet, own.good[..., lead:]
         current = trials.stimulus.amplitude_ma
@@ -201,10 +261,10 @@ class _Held:
         error = (self.left - torch.einsum("e,enct->nct", weight.to(self.left), self.effects)).abs() / self.wide
         return [row[here] for row, here in zip(error, self.good, strict=True) if bool(here.any())]
 
-    def products(self) -> tuple[Tensor, Tensor]:
-        """Products of the effects of stimulated trials with each other and with what is left."""
+    def products(self, some: slice) -> tuple[Tensor, Tensor]:
+        """Products of some of the effects of stimulated trials with each other and with what is left."""
         known = self.good & self.loud[:, None, None]
-        flat = (self.effects * known).flatten(1).double()
+        flat = (self.effects[some] * known).flatten(1).double()
         return flat @ flat.mT, flat @ (self.left * known).flatten().double()
 
 
@@ -212,24 +272,34 @@ def _silenced(shots: Shots) -> Shots:
     return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in ("charge", *OF_TRAINS)})
 
 
-def _weights(held: list[_Held], doubt: float, otherwise: Float[Tensor, "2"]) -> Float[Tensor, "2"]:
+def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Tensor]:
+    """Mean, scale and factors for a patient's trials with others in context."""
+    return [part[0] for part in plain.told(answered(plain, plain.model.weights, past, asked))]
+
+
+def _weights(held: list[_Held], some: slice, doubt: float, otherwise: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
     """Least squares between 0 and 1, as if a further share of `doubt` had been forecast by `otherwise`.
+
+    Weights of some of the effects; those of the others are 0.
 
     That share shrinks as the weights leave `otherwise`: a prior that trials contradict lets go (a heavy tail, that of
     Cauchy, by least squares weighed anew), or it would keep a part of effects that a patient plainly has not.
     """
-    products = [part.products() for part in held]
+    products = [part.products(some) for part in held]
     gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
     if not bool((gram.diagonal() > 0).all()):
         return otherwise
-    otherwise, weight = otherwise.double(), otherwise.double()
+    prior = otherwise[some].double()
+    weight = prior
     for _ in range(_ROUNDS):
-        believed = doubt / (1 + ((weight - otherwise) / _FAR).square())
-        weight = _drawn_to(gram, target, believed * gram.diagonal(), otherwise)
-    return weight.float()
+        believed = doubt / (1 + ((weight - prior) / _LEAVING).square())
+        weight = _drawn_to(gram, target, believed * gram.diagonal(), prior)
+    whole = torch.zeros_like(otherwise)
+    whole[some] = weight.float()
+    return whole
 
 
-def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, "2"], otherwise: Tensor) -> Float[Tensor, "2"]:
+def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor) -> Float[Tensor, " _"]:
     """Least squares between 0 and 1 with a normal prior of this precision."""
     root = torch.linalg.cholesky(gram + prior.diag())
     wanted = (target + prior * otherwise).unsqueeze(-1)

@@ -207,6 +207,8 @@ def _contact(window: Window, products: _Products) -> _Solve:
     """Kernels of each channel for each contact in use."""
     size = products.gram.diagonal()
     used = (size > 1e-9 * size.max().clamp_min(1e-30)).nonzero().squeeze(-1)
+    if not len(used):  # silent trials alone, as where a part holds all that were not
+        return lambda ridge: torch.zeros_like(products.target)
     gram, target = products.gram[used][:, used], products.target[:, used]
     return lambda ridge: torch.zeros_like(products.target).index_copy(1, used, _ridge(gram, target, ridge))
 

@@ -12,7 +12,7 @@ from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
-from stimopt.models.ieeg_blended import fit_ieeg_blended, seen_share, site_parts
+from stimopt.models.ieeg_blended import fit_ieeg_blended, seen_share, site_distance_mm, site_parts, untold
 from stimopt.models.ieeg_foundation import KIND, FoundationModel
 from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
 from stimopt.models.ieeg_saved import SavedFoundation
@@ -287,20 +287,62 @@ def test_a_blend_turns_down_networks_that_invent_effects_and_takes_up_what_is_li
     is believed more where it had trials at the same site."""
     found = []
     for seed in range(5, 10):
-        source = generator(seed, "invented")
-        weights = {name: value.clone() for name, value in model.weights.items()}
-        shape = weights["head.weight"].shape
-        weights["head.weight"] = weights["head.weight"] + 0.3 * torch.randn(shape, generator=source)
-        inventing = replace(model, weights=weights)
-        whole = inventing.for_patient(trials.response.montage, trials.context, trials, samples=125)
+        whole = inventing(model, seed).for_patient(trials.response.montage, trials.context, trials, samples=125)
         blend = fit_ieeg_blended(whole, trials)
         plain, blended = (held_out_skill(f, held_out)["r2"] for f in (at_level(whole, "context"), blend))
         assert blended > plain + 0.3
         assert 0.8 < held_out_skill(blend, held_out)["coverage_90"] < 0.97
         found.append(blend.weight)
-    (network_at_new, linear_at_new), (network_at_seen, linear_at_seen) = torch.stack(found).median(0).values.tolist()
+    _, (network_at_new, linear_at_new, _), (network_at_seen, linear_at_seen, _) = (
+        torch.stack(found).median(0).values.tolist()
+    )
     assert max(network_at_new, network_at_seen) < 0.15  # a prior at 1 lets go where trials contradict it
     assert linear_at_seen >= linear_at_new > 0.5
+
+
+def inventing(model, seed):
+    """The same model with weights in its head that nothing taught."""
+    weights = {name: value.clone() for name, value in model.weights.items()}
+    head = weights["head.weight"]
+    weights["head.weight"] = head + 0.3 * torch.randn(head.shape, generator=generator(seed, "invented"))
+    return replace(model, weights=weights)
+
+
+def test_far_from_past_trials_the_network_told_of_none_is_asked(model, trials, held_out):
+    """Shaft A has a past and B, 30 mm from it, none. What is invented there is turned down by what is invented on A."""
+    montage, half = trials.response.montage, len(trials.response.montage.contacts) // 2
+    some = trials[~(trials.stimulus.amplitude_ma[:, half:] != 0).any(-1)]
+    whole = inventing(model, 5).for_patient(montage, some.context, some, samples=125)
+    blend = fit_ieeg_blended(whole, some)
+    far, _, _ = blend.weight.tolist()
+    assert far[:2] == [0.0, 0.0]
+    assert 0.0 <= far[2] < 0.8
+    elsewhere = held_out[(held_out.stimulus.amplitude_ma[:, half:] != 0).any(-1)]
+    context, stimulus = elsewhere.context, elsewhere.stimulus
+    none = no_stimulus(montage, (len(elsewhere),))
+
+    def effect(forecaster):
+        return forecaster.forecast(context, stimulus).mean - forecaster.forecast(context, none).mean
+
+    assert torch.allclose(effect(blend), far[2] * effect(untold(whole)), atol=1e-3)
+    one, other = (f.forecast(context, stimulus).total_scale_uv for f in (blend, replace(blend, wider=(2.0, 1.0, 1.0))))
+    assert torch.allclose(other, 2 / blend.wider[0] * one)
+    assert blend.shares(none.amplitude_ma).tolist() == [[0.0, 1.0, 0.0]] * len(none.amplitude_ma)
+    both = some.stimulus.amplitude_ma[0] / some.stimulus.amplitude_ma[0].abs().sum()
+    other = stimulus.amplitude_ma[0] / stimulus.amplitude_ma[0].abs().sum()
+    apart = torch.stack([blend.shares(both + step * (other - both)) for step in (0.0, 0.4, 0.6, 0.8, 1.0)])
+    torch.testing.assert_close(apart.sum(-1), torch.ones(5, dtype=torch.float64))
+    assert apart[0].tolist() == [0.0, 0.0, 1.0]
+    assert apart[-1].tolist() == [1.0, 0.0, 0.0]
+    assert bool((apart[:, 0].diff() > 0)[1:].all())
+
+
+def test_where_places_are_not_known_nothing_is_far():
+    place = torch.tensor([[0.0, 0, 0], [5, 0, 0], [0, 40, 0], [5, 40, 0], [math.nan] * 3])
+    sites = torch.tensor([[0.5, 0.5, 0, 0, 0]])
+    asked = torch.tensor([[-1.0, 1, 0, 0, 0], [0, 0, -1, 1, 0], [0, 0, 0, -1, 1], [0, 0, 0, 0, 0]])
+    assert site_distance_mm(asked, sites, place).tolist() == pytest.approx([0.0, 40.0, 0.0, 0.0])
+    assert site_distance_mm(asked, sites[:0], place).tolist() == [0.0] * 4
 
 
 def test_a_current_that_enters_half_elsewhere_is_at_a_new_site():
@@ -315,7 +357,7 @@ def test_a_current_that_enters_half_elsewhere_is_at_a_new_site():
 def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trials, held_out):
     blend = fit_ieeg_blended(whole, trials)
     context, stimulus = held_out.context[:3], held_out.stimulus[:3]
-    network, linear = (replace(blend, weight=torch.eye(2)[[own, own]], narrower=1.0) for own in (0, 1))
+    network, linear = (replace(blend, weight=torch.eye(3)[[own] * 3], wider=(1.0, 1.0, 1.0)) for own in (0, 1))
     expected = blend.plain.forecast(context, stimulus)
     assert torch.allclose(network.forecast(context, stimulus).mean, expected.mean, atol=1e-4)
     assert torch.equal(network.forecast(context, stimulus).scale_uv, expected.scale_uv)
@@ -328,15 +370,16 @@ def test_a_blend_of_one_is_the_network_and_of_none_the_linear_model(whole, trial
 
 def test_noise_is_narrower_at_seen_sites_where_trials_there_ask_for_it(whole, trials, held_out):
     blend = fit_ieeg_blended(whole, trials)
-    assert 0.3 < blend.narrower < 1.0  # a linear truth is known better where a site has a past
+    narrower, plain = blend.wider[2], (1.0, 1.0, 1.0)
+    assert 0.3 < narrower < 1.0  # a linear truth is known better where a site has a past
     seen = trials.stimulus[~trials.stimulus.silent][:3]
-    one, other = (f.forecast(held_out.context[0], seen) for f in (blend, replace(blend, narrower=1.0)))
-    assert torch.allclose(one.total_scale_uv, blend.narrower * other.total_scale_uv)
+    one, other = (f.forecast(held_out.context[0], seen) for f in (blend, replace(blend, wider=plain)))
+    assert torch.allclose(one.total_scale_uv, narrower * other.total_scale_uv)
     assert torch.equal(one.mean, other.mean)
     elsewhere = replace(blend, sites=blend.sites[:0])
     assert torch.equal(
         elsewhere.forecast(held_out.context[0], seen).total_scale_uv,
-        replace(elsewhere, narrower=1.0).forecast(held_out.context[0], seen).total_scale_uv,
+        replace(elsewhere, wider=plain).forecast(held_out.context[0], seen).total_scale_uv,
     )
 
 
