@@ -38,7 +38,7 @@ from .ieeg_stimuli import CHANGES, draw_stimuli, nearby, with_shares, with_silen
 
 FORMAT = "stimopt corpus record 1"
 SUFFIX = ".safetensors"
-WINDOW_S, RATE_HZ = 0.5, 250.0
+WINDOW_S, RATES_HZ = 0.5, (250.0, 500.0)
 CONTEXT_WINDOWS = 2  # 1.0 s
 _FEWEST_PAIRS = 4  # of a patient who is also read in pairs
 ROUNDS = 2  # trials that a row plays one after the other; rows beside each other cost little, rounds cost their time
@@ -56,7 +56,7 @@ class PatientRecord:
         family: Of circuit, such as "jansen-rit", or "recorded".
         simulated: Whether a simulator made it.
         rest: `[window, channel, time]`, before any stimulation of the session's trials.
-        trials: Contexts of 1.0 s, responses of 0.5 s from the onset; simulated ones at 250 Hz.
+        trials: Contexts of 1.0 s, responses of 0.5 s from the onset; simulated ones at 250 or 500 Hz.
         silent_uv: What the same state and noise gave without a stimulus; None where nobody can know.
         other: A stimulus near the one delivered: one number changed, or the site.
         other_uv: What the same state and noise gave for it.
@@ -104,7 +104,7 @@ def simulate_record(
     first. All signals are float32.
 
     Args:
-        system: Whose windows are 0.5 s at 250 Hz.
+        system: Whose windows are 0.5 s at 250 or 500 Hz.
         name: Of the patient.
         family: Of circuit.
         seed: Of stimuli and noise.
@@ -121,7 +121,7 @@ def simulate_record(
     """
     if trials < 1:
         raise ConfigError(f"trials is {trials}; ask for at least one.")
-    _require_windows(system.window_s, RATE_HZ)
+    _require_windows(system.window_s)
     rows, source = -(-trials // ROUNDS), generator(seed, "noise")
     drawn = generator(seed, "stimuli")
     some = with_shares(draw_stimuli(system.montage, trials, drawn), shared, drawn)
@@ -137,22 +137,22 @@ def simulate_record(
         context_uv, state = _quiet(system, state, source)
         state = {key: tensor[: batch.stop - first] for key, tensor in state.items()}
         branches_uv, state = _branches(system, state, delivered[batch], beside[batch], source)
-        played.append(torch.cat([context_uv[: batch.stop - first], *branches_uv], -1))
-    parts = _finite(torch.cat(played), name).split([250, 125, 125, 125], -1)
+        played.append((context_uv[: batch.stop - first], *branches_uv))
+    parts = [_finite(torch.cat(part), name) for part in zip(*played, strict=True)]
     rest_uv = _finite(torch.cat(rest)[:rest_windows], name) if rest else parts[0][:0]
     return _record(system.montage, (name, family), rest_uv, parts, delivered, beside)
 
 
-def _require_windows(window_s: float, rate_hz: float) -> None:
-    if window_s != WINDOW_S or rate_hz != RATE_HZ:
+def _require_windows(window_s: float, rate_hz: float = RATES_HZ[0]) -> None:
+    if window_s != WINDOW_S or rate_hz not in RATES_HZ:
         raise ConfigError(
-            f"a corpus has windows of {WINDOW_S} s at {RATE_HZ} Hz, this system has {window_s} s at {rate_hz} Hz; "
-            f"build it with window_s={WINDOW_S} and rate_hz={RATE_HZ}."
+            f"a corpus has windows of {WINDOW_S} s at {' or '.join(map(str, RATES_HZ))} Hz, this system has {window_s} "
+            f"s at {rate_hz} Hz; build it with window_s={WINDOW_S} and rate_hz={RATES_HZ[0]}."
         )
 
 
 def _quiet(system: System, state: State, source: torch.Generator) -> tuple[Tensor, State]:
-    """A context's length without stimulation, `[row, channel, 250]`, and the state after it."""
+    """A context's length without stimulation, `[row, channel, time]`, and the state after it."""
     rows, windows = len(next(iter(state.values()))), []
     for _ in range(CONTEXT_WINDOWS):
         response, state = system.respond(state, no_stimulus(system.montage, (rows,)), source)
@@ -184,15 +184,16 @@ def _record(
     montage: Montage,
     names: tuple[str, str],
     rest_uv: Tensor,
-    parts: tuple[Tensor, ...],
+    parts: Sequence[Tensor],
     delivered: Stimulus,
     beside: Stimulus,
 ) -> PatientRecord:
     context_uv, response_uv, silent_uv, other_uv = (part.contiguous() for part in parts)
+    rate_hz = response_uv.shape[-1] / WINDOW_S
     trials = Trials(
-        Context(montage, context_uv, RATE_HZ), delivered.to(response_uv), Response(montage, response_uv, RATE_HZ)
+        Context(montage, context_uv, rate_hz), delivered.to(response_uv), Response(montage, response_uv, rate_hz)
     )
-    rest = Context(montage, rest_uv.contiguous(), RATE_HZ)
+    rest = Context(montage, rest_uv.contiguous(), rate_hz)
     return PatientRecord(*names, True, rest, trials, silent_uv, beside.to(response_uv), other_uv)
 
 

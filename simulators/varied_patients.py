@@ -19,6 +19,7 @@ from torch import Tensor
 from stimopt.tensors import generator
 
 from .corpus_patients import (
+    RATE_HZ,
     cohort_corpus_patient,
     hopf_corpus_patient,
     jansen_rit_corpus_patient,
@@ -37,6 +38,7 @@ from .population import drawn
 from .twin import Twin
 from .wendling import Wendling
 
+FAST_HZ = 500.0
 PACE, REGION_SPREAD = (0.4, 1.6), 0.15  # of a patient, and the spread of the logarithm between regions
 SPIKES, HALF_MV, FOLLOW_HZ = (0.5, 1.8), (15.0, 60.0), (25.0, 150.0)  # the first beside the family's own number
 CHRONAXIE_US, ANODIC_GAIN = (120.0, 450.0), (0.1, 0.8)
@@ -74,12 +76,13 @@ _KINDS: tuple[tuple[Callable[..., Twin], float], ...] = (
 )
 
 
-def varied_corpus_patient(*, patient: int = 0, connectomes: str | None = None) -> Twin:
+def varied_corpus_patient(*, patient: int = 0, connectomes: str | None = None, rate_hz: float = RATE_HZ) -> Twin:
     """A Jansen-Rit, Wendling, Hopf, Kuramoto or linear patient unlike its kind; the number chooses the kind, too.
 
     Args:
         patient: Any whole number.
         connectomes: As in `cohort_corpus_patient`.
+        rate_hz: Samples per second.
 
     Raises:
         DataError: If a file there is no connectome.
@@ -88,15 +91,29 @@ def varied_corpus_patient(*, patient: int = 0, connectomes: str | None = None) -
     shares = torch.tensor([share for _, share in _KINDS])
     make = _KINDS[int(torch.multinomial(shares, 1, generator=source))][0]
     own = {"connectomes": connectomes} if make is cohort_corpus_patient else {}
-    return varied(make(patient=patient, **own), source)
+    return varied(make(patient=patient, **own), source, rate_hz)
 
 
-def varied(twin: Twin, source: torch.Generator) -> Twin:
+def varied_fast_corpus_patient(*, patient: int = 0, connectomes: str | None = None) -> Twin:
+    """A `varied_corpus_patient` read at 500 Hz, so that a model learns that forecasts do not hang on the rate.
+
+    Args:
+        patient: Any whole number.
+        connectomes: As in `cohort_corpus_patient`.
+
+    Raises:
+        DataError: If a file there is no connectome.
+    """
+    return varied_corpus_patient(patient=patient, connectomes=connectomes, rate_hz=FAST_HZ)
+
+
+def varied(twin: Twin, source: torch.Generator, rate_hz: float = RATE_HZ) -> Twin:
     """The same head with another circuit's pace, another recruitment, entry, noise and scale.
 
     Args:
         twin: Of a Jansen-Rit, Wendling, Hopf, Kuramoto or linear network, without delays.
         source: Draws what it is like.
+        rate_hz: Samples per second.
     """
     like, twin = twin.circuit.rest, twin.to(torch.zeros((), dtype=torch.float64))
     network = twin.circuit
@@ -109,6 +126,7 @@ def varied(twin: Twin, source: torch.Generator) -> Twin:
     network = replace(network, circuit=circuit, gain=gain * float(pace.mean()) if _in_rates(circuit) else gain)
     even = _chance(EVEN_SHARE, source)
     dt_s = twin.dt_s / 2 if float(pace.max()) > 1 else twin.dt_s
+    dt_s = 1 / (rate_hz * math.ceil(1 / (rate_hz * dt_s) - 1e-9))  # a whole number of steps a sample
     scheme = exact_step(network, dt_s) if isinstance(circuit, LinearOscillator) else twin.scheme
     scale = _log_drawn(SCALE, source) * (-1.0 if _chance(0.5, source) else 1.0)
     return replace(
@@ -117,6 +135,7 @@ def varied(twin: Twin, source: torch.Generator) -> Twin:
         drive=_recruiting(twin.drive, even, source),
         entry=_entering(twin, circuit, even, source),
         sensing=replace(twin.sensing, uv_per_mv=scale * twin.sensing.uv_per_mv),
+        rate_hz=rate_hz,
         dt_s=dt_s,
         scheme=scheme,
     ).to(like)

@@ -38,7 +38,7 @@ from stimopt.system import System
 from stimopt.tensors import generator, map_tensors
 from stimopt.virtual_corpus import FIRST, HELD_OUT, TRAINING_MIX, build_corpus, interleaved
 
-FAMILIES = (*TRAINING_MIX, "varied", "corticothalamic", HELD_OUT)
+FAMILIES = (*TRAINING_MIX, "varied", "varied-fast", "corticothalamic", HELD_OUT)
 
 
 def linear_twin(**options):
@@ -222,10 +222,18 @@ def test_the_same_seed_makes_the_same_record_and_another_one_another():
     assert not torch.equal(one.trials.context.signal_uv, other.trials.context.signal_uv)
 
 
-@pytest.mark.parametrize("wrong", [{"rate_hz": 500.0}, {"window_s": 0.4}])
+@pytest.mark.parametrize("wrong", [{"rate_hz": 300.0}, {"window_s": 0.4}])
 def test_other_windows_and_rates_are_refused(wrong):
-    with pytest.raises(ConfigError, match=r"windows of 0.5 s at 250.0 Hz"):
+    with pytest.raises(ConfigError, match=r"windows of 0.5 s at 250.0 or 500.0 Hz"):
         simulate_record(Broken(0.0, **wrong), name="a", family="b", seed=0)
+
+
+def test_a_record_at_twice_the_rate_has_twice_the_samples_and_is_read_back(tmp_path):
+    fast = simulate_record(replace(linear_twin(), rate_hz=500.0), name="a", family="linear", seed=5, trials=3)
+    again = read_record(save_record(fast, tmp_path / "a.safetensors"))
+    assert again.rest.rate_hz == again.trials.response.rate_hz == 500.0
+    assert again.trials.context.signal_uv.shape[-1] == 500
+    assert again.other_uv.shape[-1] == again.trials.response.signal_uv.shape[-1] == 250
 
 
 def test_a_patient_that_does_not_stay_finite_is_refused():
@@ -325,7 +333,7 @@ def _tensors(record):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_makes_patients_by_number(family):
     one, again, other = (plugins.build("corpus_patients", family, {"patient": n}, {}) for n in (4, 4, 5))
-    assert (one.window_s, one.rate_hz) == (0.5, 250.0)
+    assert (one.window_s, one.rate_hz) == (0.5, 500.0 if family == "varied-fast" else 250.0)
     assert 4 <= len(one.montage.channels) <= MOST_CHANNELS
     assert one.card()["parameters_sha256"] == again.card()["parameters_sha256"] != other.card()["parameters_sha256"]
 
