@@ -18,7 +18,8 @@ from .ieeg_batches import Draw, Patient, patient_of
 from .ieeg_corpus import PatientRecord, corpus_hash, read_in_pairs, read_record, records_in
 from .ieeg_foundation import KIND, FoundationModel
 from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
-from .ieeg_pretrain import Machine, Recipe, begun, checked, pretrain, read_run, recipe_of, with_weights
+from .ieeg_pretrain import Machine, begun, pretrain, read_run, with_weights
+from .ieeg_recipe import Recipe, checked, recipe_of
 from .ieeg_transformer import IeegTransformer
 
 _LIMITS = (

@@ -27,9 +27,10 @@ from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus, no_stimulus
 from stimopt.tensors import generator, map_tensors
 
+from .ieeg_answer import Answer, Ongoing
 from .ieeg_recall import Recall, ask, recall
 from .ieeg_subject import Shots, Subject, joined_shots, joined_subjects, shots_of, subject_of
-from .ieeg_transformer import LONGEST, Answer, IeegTransformer, Ongoing, TransformerSize
+from .ieeg_transformer import LONGEST, IeegTransformer, TransformerSize
 from .ieeg_waves import HORIZON_S, PATCH_S, patch_samples
 from .window import Window, _same, window_from_dict
 

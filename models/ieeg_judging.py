@@ -15,8 +15,9 @@ from torch import Tensor
 from stimopt.errors import DataError
 from stimopt.tensors import map_tensors
 
+from .ieeg_answer import Answer
 from .ieeg_batches import Batch, Draw, Patient, draw_batch
-from .ieeg_transformer import Answer, IeegTransformer
+from .ieeg_transformer import IeegTransformer
 
 PASTS = (0, 5, 20)
 _PRIOR_TRIALS = 4  # that say the model's own temper is right

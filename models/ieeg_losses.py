@@ -25,9 +25,10 @@ from torch import Tensor
 from stimopt.errors import ConfigError
 from stimopt.tensors import generator, map_tensors
 
+from .ieeg_answer import Answer
 from .ieeg_batches import Batch
 from .ieeg_subject import BANDS_HZ
-from .ieeg_transformer import Answer, IeegTransformer
+from .ieeg_transformer import IeegTransformer
 from .ieeg_waves import WHOLE
 
 _BETA = 0.5

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .ieeg_answer import Answer, Trials
 from .ieeg_layers import normed
 from .ieeg_sites import nearness_of
 from .ieeg_subject import Shots, Subject
-from .ieeg_transformer import Answer, IeegTransformer, Trials
+from .ieeg_transformer import IeegTransformer
 
 
 @dataclass(frozen=True)

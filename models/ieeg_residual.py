@@ -30,10 +30,10 @@ from stimopt.stimulus import Stimulus
 from stimopt.tensors import map_tensors
 
 from .folds import folds_of, others_of
+from .ieeg_answer import Answer
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_network import stimulus_features
 from .ieeg_subject import Shots, joined_shots, joined_subjects, sensory_features
-from .ieeg_transformer import Answer
 from .landmarks import Landmarks, best_ridge, landmarks_of, shared_noise
 
 MOST_PAST = 64  # trials in context at once, as in the foundation forecaster; the residual learns from all

@@ -24,9 +24,10 @@ from stimopt.errors import ConfigError, DataError, ShapeError
 from stimopt.forecaster import Context
 from stimopt.response import Response
 
+from .ieeg_answer import Ongoing
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_subject import joined_subjects
-from .ieeg_transformer import LONGEST, IeegTransformer, Ongoing
+from .ieeg_transformer import LONGEST, IeegTransformer
 from .ieeg_waves import PATCH_S, WHOLE, patch_samples, patches, unpatched
 
 MOST_ENERGY = 4.0  # times the largest patch of the context: twice its size, which rest hardly ever reaches

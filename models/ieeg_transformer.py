@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from .ieeg_answer import Answer, Ongoing, Trials, level_of
 from .ieeg_layers import Attention, Linear, Map, Mixer, lateness, normed, only
 from .ieeg_network import SPREADS_MM, place_features
 from .ieeg_sites import (
@@ -98,35 +99,6 @@ class TransformerSize:
     hubs: int = 4
     rhythms: int = 6
     factors: int = 4
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A forecast in units of spread.
-
-    Attributes:
-        mean: Expected signal.
-        log_scale: Logarithm of the independent noise's standard deviation.
-        factors: Shared noise: each times a standard normal moves a whole window.
-        statistics: Mean and logarithm of the spread of each band's log power in the window.
-        token: What the network knew of each channel before its heads, for closed-form adaptation and embeddings.
-        ongoing: What it made of the contexts of the windows asked for.
-    """
-
-    mean: Float[Tensor, "*batch shot channel time"]
-    log_scale: Float[Tensor, "*batch shot channel time"]
-    factors: Float[Tensor, "*batch shot factor channel time"]
-    statistics: Float[Tensor, "*batch shot channel band 2"]
-    token: Float[Tensor, "*batch shot channel width"]
-    ongoing: "Ongoing"
-
-
-@dataclass(frozen=True)
-class Ongoing:
-    """What the ongoing stage made of contexts: one token a patch, and each patch in cosines; rows are contexts."""
-
-    token: Float[Tensor, "row channel patch width"]
-    patch: Float[Tensor, "row channel patch wave"]
 
 
 Memory = tuple[tuple[Tensor, Tensor], ...]
@@ -316,7 +288,7 @@ class IeegTransformer(nn.Module):
 
     def trial(
         self, subject: Subject, where: Tensor, nearness: Tensor, shots: Shots, rate_hz: float, followed: bool
-    ) -> "Trials":
+    ) -> Trials:
         """Tokens of trials: ongoing activity, what was delivered, and what followed where that is known."""
         contexts, windows = shots.context.shape[1], shots.charge.shape[1]
         ongoing = self._ongoing(subject, self.where_ongoing(where), shots, rate_hz)
@@ -337,7 +309,7 @@ class IeegTransformer(nn.Module):
         if followed:
             response = written(shots.response * shots.good, _WAVES, rate_hz)
             evoked = response - carried
-            token = token + self.followed(torch.cat([response, evoked], -1) / _level_of(evoked))
+            token = token + self.followed(torch.cat([response, evoked], -1) / level_of(evoked))
         else:
             token = token + self.asked
         return Trials(token, stimulus, spot_of(subject, shots), shots, carried, evoked, ongoing)
@@ -389,7 +361,7 @@ class IeegTransformer(nn.Module):
         return torch.cat([self.nothing.expand(*by_channel.shape[:2], 1, -1), by_channel], 2)
 
     def answer(
-        self, asked: Tensor, known: Tensor, past: "Trials", ask: "Trials", nearness: Tensor, level: Tensor,
+        self, asked: Tensor, known: Tensor, past: Trials, ask: Trials, nearness: Tensor, level: Tensor,
         alike: Tensor, rate_hz: float,
     ) -> Answer:  # fmt: skip
         """The heads.
@@ -423,7 +395,7 @@ class IeegTransformer(nn.Module):
             ask.ongoing,
         )  # fmt: skip
 
-    def _copied(self, asked: Tensor, known: Tensor, past: "Trials", gain: Tensor, alike: Tensor) -> Tensor:
+    def _copied(self, asked: Tensor, known: Tensor, past: Trials, gain: Tensor, alike: Tensor) -> Tensor:
         """Past responses, less the ongoing activity they rode on, weighted by how much alike the trials are."""
         if past.evoked is None or not known.shape[1]:
             return asked.new_zeros(())
@@ -431,33 +403,6 @@ class IeegTransformer(nn.Module):
         evoked = past.evoked.transpose(1, 2).unsqueeze(2)  # [patient, channel, 1, trial, wave]
         copied = (share @ evoked).permute(0, 3, 1, 2, 4)  # [patient, asked, channel, head, wave]
         return (gain.unsqueeze(-1) * copied).sum(-2)
-
-
-@dataclass(frozen=True)
-class Trials:
-    """What the network is told of trials, before they hear each other."""
-
-    token: Tensor  # [patient, trial, channel, width]
-    stimulus: Tensor  # [patient, trial, width]
-    spot: Tensor  # [patient, trial, number]: middles of cathodes and anodes, whether there are any, and the train
-    shots: Shots  # what they were made of
-    carried: Tensor  # [patient, trial, channel, wave]
-    evoked: Tensor | None  # [patient, trial, channel, wave], what followed less what was carried; None where asked for
-    ongoing: Ongoing
-
-    @property
-    def level(self) -> Float[Tensor, "patient 1 channel 1"]:
-        """How large past responses were, see `_level_of`."""
-        return _level_of(self.carried[:, :0] if self.evoked is None else self.evoked)
-
-
-def _level_of(evoked: Float[Tensor, "patient trial channel wave"]) -> Float[Tensor, "patient 1 channel 1"]:
-    """How large responses are beside the ongoing activity they ride on: root mean square over trials and time, 1 where
-    there are none; a cosine of size 1 has a mean square of a half.
-    """
-    if not evoked.shape[1]:
-        return evoked.new_ones(len(evoked), 1, evoked.shape[2], 1)
-    return (1 + evoked.square().sum(-1, keepdim=True).mean(1, keepdim=True) / 2).sqrt()
 
 
 def _with(there: Tensor, more: int) -> Tensor:

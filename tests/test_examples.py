@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from stimopt.assembly import require_buildable, setting_of
 from stimopt.config import Experiment, Study, read_experiment, read_study
 from stimopt.models import load_foundation
-from stimopt.models.ieeg_pretrain import recipe_of
+from stimopt.models.ieeg_recipe import recipe_of
 from stimopt.pretraining import read_pretraining
 from stimopt.published import near, publish, section
 

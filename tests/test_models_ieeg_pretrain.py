@@ -27,7 +27,8 @@ from stimopt.models.ieeg_corpus import PatientRecord, save_record
 from stimopt.models.ieeg_foundation import KIND, FoundationModel, foundation_card, load_foundation
 from stimopt.models.ieeg_judging import coverage_apart, error_ratios, fitted_temper, judged
 from stimopt.models.ieeg_losses import Weights, change_loss, losses, total
-from stimopt.models.ieeg_pretrain import Machine, Recipe, begun, checked, pace, pretrain, read_run, recipe_of
+from stimopt.models.ieeg_pretrain import Machine, begun, pace, pretrain, read_run
+from stimopt.models.ieeg_recipe import Recipe, checked, recipe_of
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Channel, Contact, Montage
 from stimopt.pretraining import pretrain_from, progress_bars, read_pretraining
@@ -46,7 +47,8 @@ import sys, time, torch
 from pathlib import Path
 from stimopt.models.ieeg_batches import patient_of
 from stimopt.models.ieeg_corpus import read_record, records_in
-from stimopt.models.ieeg_pretrain import Machine, checked, pretrain, recipe_of
+from stimopt.models.ieeg_pretrain import Machine, pretrain
+from stimopt.models.ieeg_recipe import checked, recipe_of
 import json
 torch.set_num_threads(1)
 corpus, recipe, folder, slow, machine = sys.argv[1:]
