@@ -93,6 +93,34 @@ def repeated_course(
     return torch.stack(courses, -2)
 
 
+def paired_course(
+    stimulus: Stimulus, rate_hz: float, samples: int, lags_s: tuple[float, ...]
+) -> Float[Tensor, "*batch lag time"]:
+    """Pulses in each sample as in `pulse_course`, each weighted by how many earlier ones came about so long before it.
+
+    About means by a triangle that ends at the neighbouring lags; n earlier pulses weigh n / (1 + n). A kernel on each
+    of these courses answers pairs of pulses: the second term of a Volterra series (Marmarelis and Marmarelis, Analysis
+    of Physiological Systems (1978)). Where an answer rings, a pulse in step with it does more than one out of step,
+    which no single fading tells. Differentiable in frequency and onset.
+
+    Args:
+        stimulus: See `leading_current_ma`.
+        rate_hz: Samples per second.
+        samples: How many.
+        lags_s: Middles of the lags, rising; the first triangle ends at 0, the last is as wide as the one before it.
+    """
+    many = int(stimulus.pulses.amax().clamp_min(1)) if stimulus.pulses.numel() else 1
+    place = torch.arange(many, dtype=stimulus.pulses.dtype, device=stimulus.pulses.device)
+    back_s = place / stimulus.frequency_hz.unsqueeze(-1)  # to the pulse so many before
+    ends = (0.0, *lags_s, 2 * lags_s[-1] - lags_s[-2])
+    courses = []
+    for low, at, high in zip(ends, ends[1:], ends[2:], strict=False):
+        about = torch.minimum((back_s - low) / (at - low), (high - back_s) / (high - at)).clamp_min(0)
+        before = about.cumsum(-1)
+        courses.append(_delivered(stimulus, rate_hz, samples, before / (1 + before)).diff(dim=-1))
+    return torch.stack(courses, -2)
+
+
 @dataclass(frozen=True)
 class Tiring:
     """How the charge of a pulse counts: bent by its size, and the less the more pulses came before.

@@ -9,6 +9,8 @@ effect          squared error of the difference between two branches on the same
                 change of the stimulus does counts as much as what the whole stimulus does
 change          the same for the stimulus and the one near it, window by window: each small change counts as much as
                 another, so those of frequency are not drowned by those of site
+size            the same for the logarithm of how large an effect is, of the stimulus beside the one near it: what turns
+                with frequency is mostly when an answer comes, and a search asks how large it is
 ongoing         likelihood of the next patch
 statistics      likelihood of each band's log power in the window
 own             energy score of the last patches of a context, rolled out on the network's own samples (Gneiting and
@@ -33,6 +35,7 @@ from .ieeg_waves import WHOLE
 
 _BETA = 0.5
 _SMALL = 0.02  # of effects, in squared units of spread
+_SLIGHT = 0.01  # of squared logarithms: a tenth larger or smaller
 _ROLLED, _ROLLED_CONTEXTS = 3, 2  # patches at the end of a context, and contexts of each patient: it costs time
 _FLOOR = 1e-3  # of log power, in squared units of spread
 
@@ -45,6 +48,7 @@ class Weights:
     joint: float = 0.2
     effect: float = 1.0
     change: float = 0.0
+    size: float = 0.0
     ongoing: float = 0.1
     statistics: float = 0.05
     own: float = 0.05
@@ -81,6 +85,7 @@ def _losses(network: IeegTransformer, answer: Answer, batch: Batch, seed: int) -
     if batch.branches > 1:
         found["effect"] = effect_loss(answer.mean, batch.truth, there, batch.branches)
         found["change"] = change_loss(answer.mean, batch.truth, there, batch.branches)
+        found["size"] = size_loss(answer.mean, batch.truth, there, batch.branches)
     return found
 
 
@@ -132,6 +137,26 @@ def change_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branche
     error = (told[:, :, 0] - told[:, :, 1]) * both - wanted
     share = error.square().mean((2, 3)) / (wanted.square().mean((2, 3)) + _SMALL)  # [patient, window]
     mean_share: Tensor = share.log1p().mean()
+    return mean_share
+
+
+def size_loss(mean: Tensor, truth: Tensor, there: Bool[Tensor, "..."], branches: int) -> Tensor:
+    """Error of how much larger the effect of a stimulus is than that of the one near it, as a share of each window's.
+
+    The last branch is the one without a stimulus.
+    """
+    good = there.unflatten(1, (-1, branches))
+    both = good.all(2).to(truth)
+
+    def larger(signal: Tensor) -> Tensor:
+        played = signal.unflatten(1, (-1, branches))
+        effect = (played[:, :, :2] - played[:, :, -1:]) * both.unsqueeze(2)
+        square = (effect - effect.mean(-1, keepdim=True)).square().mean((-2, -1))
+        ratio: Tensor = ((square[..., 0] + _SMALL) / (square[..., 1] + _SMALL)).log() / 2  # of root mean squares
+        return ratio  # [patient, window]
+
+    wanted = larger(truth)
+    mean_share: Tensor = ((larger(mean) - wanted).square() / (wanted.square() + _SLIGHT)).log1p().mean()
     return mean_share
 
 

@@ -181,6 +181,17 @@ def kernel_answer(
     return answer
 
 
+def pairs_answer(
+    kernel: Float[Tensor, "patient shot channel lag delay"], shots: Shots, rate_hz: float
+) -> Float[Tensor, "patient shot channel time"]:
+    """Kernels on pairs of pulses, by how long the second follows the first; with the compressed charge of a pulse."""
+    late = _lagged(_bumps(shots.course.shape[-1], rate_hz, shots.course))
+    course = (shots.paired @ late.flatten(1)).unflatten(-1, late.shape[1:])  # [patient, shot, lag, delay, time]
+    strength = shots.charge.sum((-2, -1)).asinh()[..., None, None]
+    answer: Tensor = kernel.flatten(3) @ (strength * course.flatten(2, 3))
+    return answer
+
+
 def _lagged(bumps: Float[Tensor, "delay time"]) -> Float[Tensor, "time delay time"]:
     """The answer of each bump to a unit at each time: a product with it is a causal convolution, and cheap here."""
     samples = bumps.shape[-1]

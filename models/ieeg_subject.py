@@ -27,10 +27,10 @@ from stimopt.forecaster import Context
 from stimopt.montage import Montage
 from stimopt.stimulus import Sensory, Stimulus
 
-from .drive import even_course, leading_ma, pulse_course, repeated_course
+from .drive import even_course, leading_ma, paired_course, pulse_course, repeated_course
 from .ieeg_network import stimulus_features
 
-OF_TRAINS = ("course", "repeated", "even", "numbers", "senses")  # what of `Shots` knows neither contact nor channel
+OF_TRAINS = ("course", "repeated", "paired", "even", "numbers", "senses")  # of `Shots`, alike at all places
 KINDS = ("depth", "subdural", "dbs", "micro", "scalp", "none")
 MODALITIES = ("visual", "auditory", "tactile", "optical", "table")
 SENSORY_FEATURES = 16  # further numbers of a sensory stimulus that are read; the rest is refused
@@ -39,6 +39,7 @@ LAGS_S = (0.004, 0.008, 0.016, 0.032, 0.064, 0.128)
 TIE_LAGS_S = (0.0, 0.012, -0.012, 0.036, -0.036)  # within a cycle of alpha, so that who leads shows
 FINGERPRINT = len(BANDS_HZ) + len(LAGS_S) + 2  # bands, autocorrelation, slope of 1/f, size
 FADING_S = (0.02, 0.08)  # of what a pulse leaves behind: about as long as synaptic potentials, and as a cycle of alpha
+PAIR_LAGS_S = (0.012, 0.024, 0.04, 0.06, 0.085, 0.12, 0.18, 0.28)  # between pulses that answer as a pair
 _USUAL_HZ = 250.0  # the rate of pretraining
 _CHARGE_MA_US = 200.0  # of a pulse of 1 mA for 200 us, the unit of charge; near the middle of what is used
 
@@ -85,6 +86,7 @@ class Shots:
         charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us.
         course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
         repeated: The same, each pulse weighted by what earlier ones left, see `repeated_course`.
+        paired: The same, each pulse weighted by how many came about so long before it, see `paired_course`.
         even: The same, each pulse spread over its whole period, see `even_course`.
         numbers: Of the train, see `stimulus_features`; all zero for silence.
         senses: Of a sensory stimulus, see `sensory_features`; all zero for none.
@@ -97,6 +99,7 @@ class Shots:
     charge: Float[Tensor, "*batch shot 2 contact"]
     course: Float[Tensor, "*batch shot time"]
     repeated: Float[Tensor, "*batch shot trace time"]
+    paired: Float[Tensor, "*batch shot lag time"]
     even: Float[Tensor, "*batch shot time"]
     numbers: Float[Tensor, "*batch shot feature"]
     senses: Float[Tensor, "*batch shot sense"]
@@ -205,7 +208,8 @@ def shots_of(
     charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
     return Shots(
         scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
-        repeated_course(stimulus, context.rate_hz, samples, FADING_S), even_course(stimulus, context.rate_hz, samples),
+        repeated_course(stimulus, context.rate_hz, samples, FADING_S),
+        paired_course(stimulus, context.rate_hz, samples, PAIR_LAGS_S), even_course(stimulus, context.rate_hz, samples),
         stimulus_features(stimulus), sensory_features(stimulus.sensory, like), response,
         there if good is None else there & good,
     )  # fmt: skip

@@ -14,9 +14,9 @@ past trials of a patient inform a forecast without a gradient step.
 
 A response is a mean, an independent scale and a few shared factors, written in cosines of the window, so that it can be
 read at any rate. The kernels act on the compressed current near a channel and on what it recruits, cathodes and anodes
-apart, pulse by pulse; further ones on pulses as others came before them, and on the train as if it had no pulses. With
-them the forecast follows pulses in time, whose answers may tire, and is smooth in amplitude, width, frequency, onset
-and place.
+apart, pulse by pulse; further ones on pulses as others came before them, on pairs of pulses by the time between them,
+and on the train as if it had no pulses. With them the forecast follows pulses in time, whose answers may tire or ring,
+and is smooth in amplitude, width, frequency, onset and place.
 
 References: Vaswani et al. 2017 (attention); Dehghani et al., ICML 2023 (normalised queries and keys); Mueller et al.,
 ICLR 2022 (fitted trials in context); Steinhardt et al., J Neural Eng 17 (2020) 036009 (kernels apart for polarities).
@@ -49,6 +49,7 @@ from .ieeg_sites import (
     near_features,
     nearness_of,
     pair_features,
+    pairs_answer,
     recruited_features,
     spot_of,
     tie_features,
@@ -60,6 +61,7 @@ from .ieeg_subject import (
     FINGERPRINT,
     KINDS,
     MODALITIES,
+    PAIR_LAGS_S,
     SENSORY_FEATURES,
     TIE_LAGS_S,
     Shots,
@@ -154,6 +156,7 @@ class IeegTransformer(nn.Module):
         more = 2 * RECRUITED * len(DELAYS_S) * (2 + len(FADING_S))
         self.recruiting = Linear(wide, more, source, gain=0.0)  # kernels of all courses on what a pulse recruits
         self.recruited = Linear(2 * RECRUITED, wide, source, gain=0.0)
+        self.paired = Linear(wide, len(PAIR_LAGS_S) * len(DELAYS_S), source, gain=0.0)  # kernels on pairs of pulses
 
     def forward(
         self, subject: Subject, past: Shots, asked: Shots, rate_hz: float, *, full: bool | None = None
@@ -388,6 +391,8 @@ class IeegTransformer(nn.Module):
         more = self.recruiting(told).unflatten(-1, (-1, 2, RECRUITED, len(DELAYS_S)))
         kernel = size[..., None, None, None] * torch.cat([kernel, more], -2)
         mean = mean + kernel_answer(kernel, nearness, ask.shots, rate_hz)
+        pairs = size.unsqueeze(-1) * self.paired(told).unflatten(-1, (len(PAIR_LAGS_S), -1))
+        mean = mean + pairs_answer(pairs, ask.shots, rate_hz)
         slow = cosines(_SCALE_WAVES, samples, wave, rate_hz)
         factors = factor.unflatten(-1, (self.size.factors, -1)) @ cosines(_FACTOR_WAVES, samples, wave, rate_hz)
         return Answer(

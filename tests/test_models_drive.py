@@ -11,6 +11,7 @@ from stimopt.models.drive import (
     Tiring,
     even_course,
     leading_current_ma,
+    paired_course,
     pulse_course,
     repeated_course,
     tired_current_ma,
@@ -18,7 +19,7 @@ from stimopt.models.drive import (
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 
 RATE_HZ, SAMPLES = 250.0, 125
-FADING_S = (0.02, 0.08)
+FADING_S, LAGS_S = (0.02, 0.08), (0.01, 0.02, 0.04)
 
 
 def train(frequency_hz: float = 40.0, pulses: float = 3.0, amplitude_ma: float = 2.0) -> Stimulus:
@@ -38,8 +39,18 @@ def test_a_pulse_weighs_what_earlier_ones_have_left():
 
 
 def test_the_weight_of_a_pulse_does_not_depend_on_the_rate():
-    course = [repeated_course(train(37.0, 5.0), rate, round(0.5 * rate), FADING_S).sum(-1) for rate in (250.0, 1000.0)]
-    torch.testing.assert_close(*course)
+    for weighted, how in ((repeated_course, FADING_S), (paired_course, LAGS_S)):
+        course = [weighted(train(37.0, 5.0), rate, round(0.5 * rate), how).sum(-1) for rate in (250.0, 1000.0)]
+        torch.testing.assert_close(*course)
+
+
+def test_a_pulse_pairs_with_each_earlier_one_by_the_time_between_them():
+    """At 40 Hz neighbours lie 25 ms apart: three quarters about 20 ms, a quarter about 40; others 50, half about 40."""
+    course = paired_course(train(), RATE_HZ, SAMPLES, LAGS_S)
+    found = [[float(row[at : at + 3].sum()) for at in (0, 6, 12)] for row in course]  # samples of the three pulses
+    expected = [[0.0, 0.0, 0.0], [0.0, 0.75 / 1.75, 0.75 / 1.75], [0.0, 0.25 / 1.25, 0.75 / 1.75]]
+    for row, wanted in zip(found, expected, strict=True):
+        assert row == pytest.approx(wanted)
 
 
 def test_more_pulses_than_samples_are_counted_too():
@@ -50,11 +61,12 @@ def test_more_pulses_than_samples_are_counted_too():
 
 
 def test_silence_and_single_pulses_follow_nothing():
-    silent = repeated_course(no_stimulus(shafts(4), (2,)), RATE_HZ, SAMPLES, FADING_S)
-    single = repeated_course(train(pulses=1.0), RATE_HZ, SAMPLES, FADING_S)
-    assert silent.shape == (2, 2, SAMPLES)
-    assert not silent.any()
-    assert not single.any()
+    for weighted, how in ((repeated_course, FADING_S), (paired_course, LAGS_S)):
+        silent = weighted(no_stimulus(shafts(4), (2,)), RATE_HZ, SAMPLES, how)
+        single = weighted(train(pulses=1.0), RATE_HZ, SAMPLES, how)
+        assert silent.shape == (2, len(how), SAMPLES)
+        assert not silent.any()
+        assert not single.any()
 
 
 def test_a_train_without_pulses_delivers_as_many_until_it_ends():
@@ -94,7 +106,9 @@ def test_slopes_agree_with_finite_differences(name):
     def read(value: torch.Tensor) -> torch.Tensor:
         turned = replace(at, **{name: value})
         repeated = repeated_course(turned, RATE_HZ, SAMPLES, FADING_S)
-        return (weight * tired_current_ma(turned, RATE_HZ, SAMPLES, tiring)).sum() + (weight[:2] * repeated).sum()
+        paired = paired_course(turned, RATE_HZ, SAMPLES, LAGS_S)
+        several = (weight[:2] * repeated).sum() + (weight[2:5] * paired).sum()
+        return (weight * tired_current_ma(turned, RATE_HZ, SAMPLES, tiring)).sum() + several
 
     start = getattr(at, name).clone().requires_grad_(True)
     assert torch.autograd.gradcheck(read, (start,), eps=1e-7, rtol=1e-5, atol=1e-5)

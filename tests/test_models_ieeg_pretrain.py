@@ -26,7 +26,7 @@ from stimopt.models.ieeg_checkpoint import checkpoint_of, trainable
 from stimopt.models.ieeg_corpus import PatientRecord, save_record
 from stimopt.models.ieeg_foundation import KIND, FoundationModel, foundation_card, load_foundation
 from stimopt.models.ieeg_judging import coverage_apart, error_ratios, fitted_temper, judged
-from stimopt.models.ieeg_losses import Weights, change_loss, losses, total
+from stimopt.models.ieeg_losses import Weights, change_loss, losses, size_loss, total
 from stimopt.models.ieeg_pretrain import Machine, begun, pace, pretrain, read_run
 from stimopt.models.ieeg_recipe import Recipe, checked, recipe_of
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
@@ -332,11 +332,23 @@ def test_small_changes_of_a_stimulus_count_as_much_as_large_ones():
     assert missed == pytest.approx([math.log1p(0.25) / 2] * 2, rel=1e-3)
 
 
-def test_the_change_of_a_window_counts_where_its_weight_is_given(patients):
+def test_how_much_larger_an_effect_is_counts_apart_from_when_it_comes():
+    """Three branches: a wave, the same later and half as large, and silence, on ongoing activity that none sees."""
+    wave = torch.randn(40, generator=generator(1)) * (torch.arange(40) < 20)
+    ongoing, there = torch.randn(1, 1, 1, 40, generator=generator(2)), torch.ones(1, 3, 1, 40, dtype=torch.bool)
+    truth = ongoing + torch.stack([wave, wave.roll(10) / 2, 0 * wave]).reshape(1, 3, 1, 40)
+    early = ongoing + torch.stack([wave, wave / 2, 0 * wave]).reshape(1, 3, 1, 40)
+    alike = ongoing + torch.stack([wave, wave, 0 * wave]).reshape(1, 3, 1, 40)
+    assert float(size_loss(early, truth, there, 3)) < 1e-6 < float(change_loss(early, truth, there, 3))
+    assert float(size_loss(alike, truth, there, 3)) == pytest.approx(math.log(2), abs=0.05)  # all of the share
+
+
+@pytest.mark.parametrize("name", ["change", "size"])
+def test_what_changes_between_neighbours_counts_where_its_weight_is_given(patients, name):
     network = IeegTransformer(TINY, generator(0, "weights"))
     _, found = losses(network, draw_batch(patients, DRAW, 0, 0))
-    more = total(found, Weights(change=2.0)) - total(found, Weights(change=0.0))
-    assert float(more) == pytest.approx(2 * float(found["change"]), rel=1e-4)
+    more = total(found, Weights(**{name: 2.0})) - total(found, Weights(**{name: 0.0}))
+    assert float(more) == pytest.approx(2 * float(found[name]), rel=1e-4)
 
 
 def together(patients, recipe, ranks):

@@ -102,8 +102,8 @@ def shots(context):
     none, charge = torch.zeros(1, len(context), 0), torch.zeros(1, len(context), 2, CHANNELS)
     response = context.new_zeros(1, *context.shape[:2], 0)
     good = torch.ones_like(context, dtype=torch.bool).unsqueeze(0)
-    repeated = torch.zeros(1, len(context), 2, 0)
-    return Shots(context.unsqueeze(0), good, charge, none, repeated, none, none, none, response, response.bool())
+    traces = torch.zeros(1, len(context), 2, 0)
+    return Shots(context.unsqueeze(0), good, charge, none, traces, traces, none, none, none, response, response.bool())
 
 
 @pytest.mark.parametrize("count", [1, 16])
