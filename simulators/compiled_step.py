@@ -24,6 +24,7 @@ from stimopt.tensors import batch_innermost
 from .dynamics import Dynamics
 from .integrate import END, MIDDLE, START, Scheme
 from .network import Network
+from .replayed import with_tensors
 
 Slots = Mapping[str, Tensor]
 _NOT_LEAVES = ("weights", "delay_s")  # of a network: they make the reads and `instant`, outside the unit
@@ -51,20 +52,6 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
             part for name in names if name not in skipped for part in _parts(getattr(value, name), f"{path}.{name}")
         ]
     return []
-
-
-def _rebuilt(value: Any, slots: Slots, path: str) -> Any:
-    """The same circuit with the leaves of `slots`; checks of values are not run again, a trace has none."""
-    if isinstance(value, Tensor | float):
-        return slots.get(path, value)
-    if isinstance(value, tuple):
-        return tuple(_rebuilt(item, slots, f"{path}.{place}") for place, item in enumerate(value))
-    if not dataclasses.is_dataclass(value):
-        return value
-    same = object.__new__(type(value))
-    for f in dataclasses.fields(value):
-        object.__setattr__(same, f.name, _rebuilt(getattr(value, f.name), slots, f"{path}.{f.name}"))
-    return same
 
 
 def form(value: Any) -> Any:
@@ -98,7 +85,7 @@ class Step:
 
     def __call__(self, slots: Slots) -> list[Tensor]:
         """Columns of the state after the step; for `edges` emission there, and its slopes at start and end."""
-        dynamics: Dynamics = _rebuilt(self.dynamics, slots, "leaf")
+        dynamics: Dynamics = with_tensors(self.dynamics, slots, "leaf")
         count = len(dynamics.states)
         state = torch.stack([slots[f"state.{i}"] for i in range(count)], -1)
         stages = torch.stack([self._stage(dynamics, slots, stage) for stage in (START, MIDDLE, END)])

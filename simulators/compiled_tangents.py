@@ -4,7 +4,7 @@
 once; four of these share each pass of values, so that a further parameter costs less than the
 first. Each tangent reads a past of its own, as large as that of the values. Jansen-Rit, 76
 regions, 64 rows, in passes for one parameter alone and for each of four at once: without delays
-1.7 and 0.9, with delays at 0.1 ms (Heun) 2.1 and 1.6, at 1 ms (RK4) 1.9 and 1.5.
+1.7 and 1.0, with delays at 0.1 ms (Heun) 2.1 and 1.6, at 1 ms (RK4) 1.9 and 1.6.
 
 Torch wraps what it differentiates: here the wrappers come off, and go on again.
 """

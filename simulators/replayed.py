@@ -6,7 +6,7 @@ time. A node must be told of all that it differentiates, so the circuit's tensor
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,9 +37,9 @@ def tensors_of(value: Any, path: str = "") -> dict[str, Tensor] | None:
     return found
 
 
-def with_tensors(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """The same circuit with other tensors; its values were checked when it was made."""
-    if isinstance(value, Tensor):
+def with_tensors(value: Any, tensors: Mapping[str, Tensor], path: str = "") -> Any:
+    """The same circuit with other tensors, in the place of numbers too; its values were checked when it was made."""
+    if isinstance(value, Tensor | float):
         return tensors.get(path, value)
     if isinstance(value, tuple):
         return tuple(with_tensors(item, tensors, f"{path}.{place}") for place, item in enumerate(value))
