@@ -202,7 +202,7 @@ def _patient(number: int, seed: int, group: Connectome | None, regions: int, kin
         diffusive=kind.diffusive,
         amplifier=_drawn_numbers(kind.amplifier, source("amplifier")),
         device=_drawn_numbers(kind.device, source("device")),
-        vigilance=None if kind.vigilance is None else {name: drawn(of, day) for name, of in kind.vigilance.items()},
+        vigilance=_drawn_numbers(kind.vigilance, day),
         side_effect_ma=tuple(median_ma * math.exp(log_spread * z) for z in scatter.tolist()),
         schedule=single_pulse_schedule(
             montage, source("schedule"), protocol=kind.protocol, sites=min(kind.sites, pairs)

@@ -86,10 +86,10 @@ def compiled_simulate(
     with temporarily_clear_interpreter_stack():  # what torch.func differentiates goes on as plain tensors
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
         units = _compiles(course, given)
-        played = _play(course, given, units, reading or itself, every, checkpoint, past is None) if units else None
-    if given is None or played is None:
+        if given and units:
+            value, *tangents = _play(course, given, units, reading or itself, every, checkpoint, past is None)
+    if not given or not units:
         return simulate(dynamics, start, **arguments)
-    value, *tangents = played
     return dual(value, tangents, given.level) if tangents else value
 
 
@@ -115,16 +115,14 @@ def _compiles(course: Course, given: Turned | None) -> list[Unit]:
 
 def _play(
     course: Course,
-    given: Turned | None,
+    given: Turned,
     units: list[Unit],
     reading: Reading,
     every: int,
     checkpoint: bool,
     still: bool,
-) -> list[Trajectory] | None:
+) -> list[Trajectory]:
     """The trajectory and its tangents."""
-    if given is None:
-        return None
     recorded = torch.is_grad_enabled() and any(value.requires_grad for value in given.values.values())
     if recorded and not given.turns:
         return [played_with_tape(course, given.values, reading, every, checkpoint)]

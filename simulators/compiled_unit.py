@@ -92,8 +92,7 @@ def _turned(step: Step, slots: Slots) -> list[Tensor]:
 def _forward_mode(
     graph: GraphModule, names: list[str], examples: list[Tensor], turns: Slots
 ) -> tuple[GraphModule, list[str], list[Tensor]]:
-    first = next(iter(turns)).split(".", 2)[:2]
-    moving = [name.split(".", 2)[2] for name in turns if name.split(".", 2)[:2] == first]
+    moving = [name.removeprefix("turn.0.") for name in turns if name.startswith("turn.0.")]
     places = [names.index(name) for name in moving]
     count = len(turns) // len(places)
     ordered = [f"turn.{number}.{name}" for number in range(count) for name in moving]

@@ -288,7 +288,7 @@ def _played(
 ) -> Trajectory:
     steps = drive.shape[0]
     length = math.isqrt(steps - 1) + 1 if checkpoint else steps
-    circuit = _replayable(player, [state, drive, waves], reading) if checkpoint else None
+    circuit = _replayable(player, state, past, [drive, waves], reading) if checkpoint else None
     readings: list[Tensor] = []
     for first in range(0, steps, length):
         part = slice(first, first + length)
@@ -307,15 +307,17 @@ def _played(
     return Trajectory(torch.stack(readings, -1), state, past)
 
 
-def _replayable(player: _Player, given: list[Tensor | None], reading: Reading) -> dict[str, Tensor] | None:
+def _replayable(
+    player: _Player, state: Tensor, past: Past | None, forcing: list[Tensor | None], reading: Reading
+) -> dict[str, Tensor] | None:
     """Tensors of the circuit, if a stretch can be one node: nothing else is differentiated, and not forwards."""
     circuit = tensors_of(player.dynamics)
     if circuit is None or player.scheme not in (euler, heun, rk4):
         return None
-    if any(unpack_dual(x).tangent is not None for x in [*given, *circuit.values()] if x is not None):
+    before = [] if past is None else [getattr(past, f.name) for f in fields(Past)]
+    if any(unpack_dual(x).tangent is not None for x in [state, *before, *forcing, *circuit.values()] if x is not None):
         return None
-    own = reading == player.dynamics.potential_mv
-    if not own and isinstance(start := given[0], Tensor) and reading(start.detach()).requires_grad:
+    if reading != player.dynamics.potential_mv and reading(state.detach()).requires_grad:
         return None
     return circuit
 

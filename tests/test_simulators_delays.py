@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import ClassVar
 
 import numpy as np
@@ -350,6 +350,20 @@ def test_checkpoints_change_no_gradient_forwards_or_backwards(reads):
         lambda g: played_with(True, reads, at | {"gain": g}), (at["gain"],), (torch.ones_like(at["gain"]),)
     )[1]
     torch.testing.assert_close(slope, gradients[0][1 + list(at).index("gain")], rtol=1e-9, atol=1e-12)
+
+
+def test_checkpoints_let_a_past_be_differentiated_forwards():
+    network = jansen_rit_network()
+    past = still_past(network, network.rest, 1e-3)
+
+    def end(checkpoint: bool, size: Tensor) -> Tensor:
+        before = replace(past, emission=size * past.emission)
+        return simulate(network, network.rest, dt_s=1e-3, steps=30, past=before, checkpoint=checkpoint).end.sum()
+
+    one = torch.ones((), dtype=torch.float64)
+    plain, stretched = (torch.func.jvp(partial(end, c), (one,), (one,))[1] for c in (False, True))
+    assert float(plain.abs()) > 0
+    torch.testing.assert_close(stretched, plain, rtol=1e-12, atol=1e-12)
 
 
 def test_checkpoints_change_no_path():
