@@ -1,25 +1,25 @@
 """The foundation model's effects and those of a linear model of the patient, each weighed by trials that neither saw.
 
-    mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a, b <= 1
+    mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a <= 2, 0 <= b <= 1
     mean = network without a stimulus + c (effect by the network told of no trial)  far from all past trials
 
 An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
 fitted on the patient's past trials alone. Past trials are cut into parts, each part is forecast from the others, and a
 and b are what fits it best, drawn towards 1 and 0. There are two such pairs: one from parts that share no site, for
-new sites, and one from trials whose site is among the others, for sites with a past of their own. Far from
+new sites, and one from trials whose site is among the others, for sites with a past of their own. At new sites b is
+drawn far more strongly: what is linear there seldom carries over to the next site, though it did to the last. Far from
 all sites with a past, as on another shaft, neither holds: sites beside each other confirm much that fails across the
 head. What trials can say there is how far to believe a network that was told of none of them; c is what fits all of
 them best, drawn towards 1. A site on the way from one to another has weights between them, and noise is as wide as the
-errors of each ask for. So a patient like
-those of pretraining keeps the network's effects; where a circuit is of another kind, and the network is sure of effects
-that past trials do not show, they are turned down and what the linear model learnt takes their place, more so where it
-learnt at the very site.
+errors of each ask for. So a patient like those of pretraining keeps the network's effects; where a circuit is of
+another kind, and the network is sure of effects that past trials do not show, they are turned down, and at sites with a
+past what the linear model learnt there takes their place; where it is too timid, they are turned up.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
 forecasts); Lange, Little and Taylor, JASA 84 (1989) 881-896 (heavy tails by least squares weighed anew).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -42,8 +42,9 @@ from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
 _FOLDS = 4
-_PRIOR_SITES = 1.5  # that say a = 1 and b = 0 at new sites: trials of one site err alike, so sites count and not trials
+_PRIOR_SITES = (1.5, 24.0)  # that say a = 1, and b = 0, at new sites: trials of one site err alike, so sites count
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
+_MOST = (2.0, 1.0, 1.0)  # weights of the effects by network, linear model and network told of no trial
 _LEAVING, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
 FAR_MM = (10.0, 30.0)  # from the nearest site with a past: as near as neighbours on a shaft are, and on another shaft
 _BLENDED, _UNTOLD = slice(0, 2), slice(2, 3)  # of the effects
@@ -152,13 +153,13 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
     held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
     loud = trials.stimulus.amplitude_ma[~trials.stimulus.silent]
     sites = torch.unique(_shares(loud).round(decimals=6), dim=0)
-    doubt = _PRIOR_SITES / max(1, len(sites))
-    at_new = _weights(held, _BLENDED, doubt, torch.tensor([1.0, 0.0, 0.0]))
-    far = _weights(held, _UNTOLD, doubt, torch.tensor([0.0, 0.0, 1.0]))
+    doubts = tuple(prior / max(1, len(sites)) for prior in _PRIOR_SITES)
+    at_new = _weights(held, _BLENDED, doubts, torch.tensor([1.0, 0.0, 0.0]))
+    far = _weights(held, _UNTOLD, doubts[:1], torch.tensor([0.0, 0.0, 1.0]))
     again = [_Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
     again = [part.at_seen_sites() for part in again]
     at_any = sum(int(part.loud.sum()) for part in again)
-    at_seen = _weights(again, _BLENDED, _PRIOR_TRIALS / max(1, at_any), at_new)
+    at_seen = _weights(again, _BLENDED, (_PRIOR_TRIALS / max(1, at_any),) * 2, at_new)
     temper, wide_far = (
         patient_temper([row for part in held for row in part.ratios(weight)], len(trials)) for weight in (at_new, far)
     )
@@ -277,31 +278,37 @@ def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Ten
     return [part[0] for part in plain.told(answered(plain, plain.model.weights, past, asked))]
 
 
-def _weights(held: list[_Held], some: slice, doubt: float, otherwise: Float[Tensor, "3"]) -> Float[Tensor, "3"]:
-    """Least squares between 0 and 1, as if a further share of `doubt` had been forecast by `otherwise`.
+def _weights(
+    held: list[_Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
+) -> Float[Tensor, "3"]:
+    """Least squares from 0 to `_MOST`, as if for each a further share of `doubts` had been forecast by `otherwise`.
 
-    Weights of some of the effects; those of the others are 0.
+    Weights of some of the effects; those of the others are 0. One that is nowhere seen keeps what `otherwise` says.
 
-    That share shrinks as the weights leave `otherwise`: a prior that trials contradict lets go (a heavy tail, that of
+    That share shrinks as a weight leaves `otherwise`: a prior that trials contradict lets go (a heavy tail, that of
     Cauchy, by least squares weighed anew), or it would keep a part of effects that a patient plainly has not.
     """
     products = [part.products(some) for part in held]
     gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
-    if not bool((gram.diagonal() > 0).all()):
-        return otherwise
-    prior = otherwise[some].double()
+    moving = gram.diagonal() > 0  # a linear model may have no effect at all, and the network's is weighed all the same
+    gram, target, doubt = gram[moving][:, moving], target[moving], gram.new_tensor(doubts)[moving]
+    prior, most = otherwise[some].double()[moving], gram.new_tensor(_MOST)[some][moving]
     weight = prior
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if len(prior) else 0):
         believed = doubt / (1 + ((weight - prior) / _LEAVING).square())
-        weight = _drawn_to(gram, target, believed * gram.diagonal(), prior)
+        weight = _drawn_to(gram, target, believed * gram.diagonal(), prior, most)
+    found = otherwise[some].clone()
+    found[moving] = weight.float()
     whole = torch.zeros_like(otherwise)
-    whole[some] = weight.float()
+    whole[some] = found
     return whole
 
 
-def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor) -> Float[Tensor, " _"]:
-    """Least squares between 0 and 1 with a normal prior of this precision."""
+def _drawn_to(
+    gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor, most: Tensor
+) -> Float[Tensor, " _"]:
+    """Least squares from 0 to the most that is allowed, with a normal prior of this precision."""
     root = torch.linalg.cholesky(gram + prior.diag())
     wanted = (target + prior * otherwise).unsqueeze(-1)
     goal = torch.linalg.solve_triangular(root, wanted, upper=False).squeeze(-1)
-    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x)
+    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, most.numpy())).x)
