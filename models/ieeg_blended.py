@@ -1,6 +1,6 @@
 """The foundation model's effects and those of a linear model of the patient, each weighed by trials that neither saw.
 
-    mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a <= 2, 0 <= b <= 1
+    mean = network without a stimulus + a (network's effect) + b (linear effect),   0 <= a, b <= 1
     mean = network without a stimulus + c (effect by the network told of no trial)  far from all past trials
 
 An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
@@ -13,7 +13,7 @@ head. What trials can say there is how far to believe a network that was told of
 them best, drawn towards 1. A site on the way from one to another has weights between them, and noise is as wide as the
 errors of each ask for. So a patient like those of pretraining keeps the network's effects; where a circuit is of
 another kind, and the network is sure of effects that past trials do not show, they are turned down, and at sites with a
-past what the linear model learnt there takes their place; where it is too timid, they are turned up.
+past what the linear model learnt there takes their place.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions: non-negative weights, chosen on held-out
 forecasts); Lange, Little and Taylor, JASA 84 (1989) 881-896 (heavy tails by least squares weighed anew).
@@ -44,7 +44,6 @@ FEWEST = 8  # trials
 _FOLDS = 4
 _PRIOR_SITES = (1.5, 24.0)  # that say a = 1, and b = 0, at new sites: trials of one site err alike, so sites count
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
-_MOST = (2.0, 1.0, 1.0)  # weights of the effects by network, linear model and network told of no trial
 _LEAVING, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
 FAR_MM = (10.0, 30.0)  # from the nearest site with a past: as near as neighbours on a shaft are, and on another shaft
 _BLENDED, _UNTOLD = slice(0, 2), slice(2, 3)  # of the effects
@@ -281,7 +280,7 @@ def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Ten
 def _weights(
     held: list[_Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
 ) -> Float[Tensor, "3"]:
-    """Least squares from 0 to `_MOST`, as if for each a further share of `doubts` had been forecast by `otherwise`.
+    """Least squares between 0 and 1, as if for each a further share of `doubts` had been forecast by `otherwise`.
 
     Weights of some of the effects; those of the others are 0. One that is nowhere seen keeps what `otherwise` says.
 
@@ -292,11 +291,11 @@ def _weights(
     gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
     moving = gram.diagonal() > 0  # a linear model may have no effect at all, and the network's is weighed all the same
     gram, target, doubt = gram[moving][:, moving], target[moving], gram.new_tensor(doubts)[moving]
-    prior, most = otherwise[some].double()[moving], gram.new_tensor(_MOST)[some][moving]
+    prior = otherwise[some].double()[moving]
     weight = prior
     for _ in range(_ROUNDS if len(prior) else 0):
         believed = doubt / (1 + ((weight - prior) / _LEAVING).square())
-        weight = _drawn_to(gram, target, believed * gram.diagonal(), prior, most)
+        weight = _drawn_to(gram, target, believed * gram.diagonal(), prior)
     found = otherwise[some].clone()
     found[moving] = weight.float()
     whole = torch.zeros_like(otherwise)
@@ -304,11 +303,9 @@ def _weights(
     return whole
 
 
-def _drawn_to(
-    gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor, most: Tensor
-) -> Float[Tensor, " _"]:
-    """Least squares from 0 to the most that is allowed, with a normal prior of this precision."""
+def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor) -> Float[Tensor, " _"]:
+    """Least squares between 0 and 1 with a normal prior of this precision."""
     root = torch.linalg.cholesky(gram + prior.diag())
     wanted = (target + prior * otherwise).unsqueeze(-1)
     goal = torch.linalg.solve_triangular(root, wanted, upper=False).squeeze(-1)
-    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, most.numpy())).x)
+    return torch.as_tensor(lsq_linear(root.mT.numpy(), goal.numpy(), bounds=(0, 1)).x)
