@@ -20,12 +20,14 @@ from stimopt.models.ieeg_sites import (
     RECRUITED,
     kernel_answer,
     nearness_of,
+    pairs_answer,
     recruited_features,
     tie_features,
     tissue_features,
 )
 from stimopt.models.ieeg_subject import (
     FADING_S,
+    PAIR_LAGS_S,
     SENSORY_FEATURES,
     joined_shots,
     joined_subjects,
@@ -653,3 +655,23 @@ def test_a_pulse_that_two_samples_share_counts_as_one_that_falls_on_a_sample(pul
     size = answer.sum(-1)  # delays sum to one, so it is what is felt
     assert torch.allclose(size, size[:1].expand_as(size), rtol=0.02)
     assert float(shots.course[0, 4].max()) == pytest.approx(0.5)
+
+
+def test_a_pair_of_pulses_answers_by_the_time_between_them_and_one_alone_not_at_all():
+    """Two pulses 24 ms apart, a lag of the kernels: only that lag answers, after the second, and with its charge."""
+    at = PAIR_LAGS_S.index(0.024)
+    two = pulse_train(MONTAGE, "A1-A2", amplitude_ma=2.0, frequency_hz=1 / 0.024, pulses=2, pulse_width_us=200.0)
+    trains = two.reshape(1)[torch.zeros(3, dtype=torch.long)]
+    trains = replace(trains, pulses=torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64))
+    trains = replace(trains, amplitude_ma=trains.amplitude_ma * torch.tensor([[1.0], [1.0], [2.0]]))
+    subject = subject_of(MONTAGE, REST)
+    shots = joined_shots([shots_of(subject, TRIALS.context[torch.full((3,), 20)], trains, None, 125)])
+    kernel = torch.zeros(1, 3, len(subject.kind), len(PAIR_LAGS_S), len(DELAYS_S), dtype=torch.float64)
+    others = kernel.clone()
+    kernel[..., at, 0], others[..., :at, :], others[..., at + 1 :, :] = 1.0, 1.0, 1.0  # the first delay is none
+    one, pair, strong = pairs_answer(kernel, shots, RATE_HZ)[0, :, 0]
+    assert not one.any()
+    assert not pair[:6].any()  # the second pulse comes with sample 6
+    assert float(pair[6]) > 0
+    assert float(strong[6] / pair[6]) == pytest.approx(math.asinh(8.0) / math.asinh(4.0))  # of both contacts' charge
+    assert not pairs_answer(others, shots, RATE_HZ).any()
