@@ -9,6 +9,7 @@ from .arx import ArxForecaster, fit_arx
 from .basis_functions import BasisFunctionsForecaster, fit_basis_functions
 from .delay_embedding import DelayEmbeddingForecaster, fit_delay_embedding
 from .distance_decay import DistanceDecayForecaster, fit_distance_decay
+from .dose_curves import fit_log_linear, fit_monotone, fit_no_dose, fit_saturating, fit_setting_means
 from .evoked import MeanEvokedForecaster, fit_mean_evoked
 from .gaussian_process import GaussianProcessForecaster, fit_gaussian_process
 from .ieeg_adapt import Adapted, adapt, fit_ieeg_adapted
@@ -60,13 +61,18 @@ __all__ = [
     "fit_ieeg_adapted",
     "fit_ieeg_network",
     "fit_impulse_regression",
+    "fit_log_linear",
     "fit_mean_evoked",
+    "fit_monotone",
     "fit_nearest",
+    "fit_no_dose",
     "fit_no_effect",
     "fit_other_sites",
     "fit_persistence",
     "fit_recurrent",
     "fit_residual_mlp",
+    "fit_saturating",
+    "fit_setting_means",
     "fit_state_space",
     "load_foundation",
 ]

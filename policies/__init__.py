@@ -4,6 +4,7 @@ if __name__ != "stimopt.policies":
     raise ImportError("import stimopt.policies, not policies: the bare name would make a second copy of every class")
 
 from .bayesian import BayesianPolicy
+from .dose_surrogate import fit_dose_surrogate
 from .gradient import GradientPolicy
 from .open_loop import ConstantPolicy, GridPolicy, NoStimulationPolicy, RandomPolicy, SobolPolicy
 
@@ -15,4 +16,5 @@ __all__ = [
     "NoStimulationPolicy",
     "RandomPolicy",
     "SobolPolicy",
+    "fit_dose_surrogate",
 ]

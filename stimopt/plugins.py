@@ -17,7 +17,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 
 from .errors import ConfigError
 
-KINDS = ("systems", "models", "policies", "objectives", "checkpoints")
+KINDS = ("systems", "models", "dose_models", "policies", "objectives", "checkpoints")
 PARTS = ("space", "envelope", "objective", "forecaster", "context", "trials", "seed")
 _WHAT_BRINGS = {"forecaster": "a 'model:' section", "trials": "recorded trials", "context": "a 'model:' section"}
 

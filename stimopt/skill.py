@@ -109,16 +109,22 @@ def crps(
     Closed for a GaussianForecast; else the fair estimate from 64 draws.
     """
     if isinstance(forecast, GaussianForecast):
-        scale = forecast.total_scale_uv
-        z = (signal_uv.to(scale) - forecast.mean) / scale
-        density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-        score: Tensor = scale * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
-        return score
+        return gaussian_crps(forecast.mean, forecast.total_scale_uv, signal_uv.to(forecast.total_scale_uv))
     draws = forecast.rsample(_DRAWS, generator(seed, "crps")).sort(0).values
     off = (draws - signal_uv.to(draws)).abs().mean(0)
     rank = torch.arange(_DRAWS, dtype=draws.dtype, device=draws.device) * 2 - _DRAWS + 1
     apart = torch.einsum("s,s...->...", rank, draws) / (_DRAWS * (_DRAWS - 1))  # half the mean distance of two draws
     return off - apart
+
+
+def gaussian_crps(
+    mean: Float[Tensor, "*batch"], scale: Float[Tensor, "*batch"], value: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Continuous ranked probability score of a value under a Gaussian, in the unit of the value, smaller is better."""
+    z = (value - mean) / scale
+    density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+    score: Tensor = scale * (z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi))
+    return score
 
 
 def energy_score(

@@ -18,7 +18,7 @@ FLOORS = {
     "waveform": 4, "safety": 4, "safety_profiles": 4, "stop_rule": 4, "space": 4, "system": 4, "forecaster": 4,
     "ledger": 4, "features": 4, "recording": 5, "trial_card": 4, "trial_columns": 4, "trial_table": 4,
     "objective": 5, "history": 5, "checkpoint": 5,
-    "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "skill": 5, "picture": 5,
+    "dose_trials": 5, "recorded": 5, "replay_envelope": 5, "replay_curves": 5, "skill": 5, "picture": 5,
     "task": 6, "policy": 6, "replay": 6, "figures": 6, "maps": 6, "report": 6, "evidence": 6, "published": 6,
     "rollout": 7, "session": 7, "logged": 7, "offline": 7, "landscape": 7, "testing": 7,
     "environment": 8, "environments": 8, "environment_sb3": 8,
@@ -26,6 +26,7 @@ FLOORS = {
     "study": 8, "best_constant": 8, "virtual_corpus": 8,
     "protocol_splits": 5, "protocol_trials": 6, "protocol_readings": 6, "gradient_fidelity": 7, "protocol_table": 6,
     "protocol_bars": 7, "contenders": 8, "protocol": 8, "recorded_protocol": 8, "pretraining": 8, "cli_models": 9,
+    "dose_splits": 6, "dose_table": 6, "dose_protocol": 8,
     "cli_output": 8, "demo": 8, "pages": 8, "fitting": 8, "cli": 9, "__init__": 0, "__main__": 9,
 }  # fmt: skip
 BOTORCH_ALLOWED = {"models/score.py", "policies/improvement.py"}

@@ -160,7 +160,9 @@ def test_a_trial_table_with_a_missing_number_is_refused(tmp_path):
     assert "gain" in said
 
 
-@pytest.mark.parametrize("kind", ["systems", "models", "policies", "objectives", "checkpoints", "datasets", "profiles"])
+@pytest.mark.parametrize(
+    "kind", ["systems", "models", "dose_models", "policies", "objectives", "checkpoints", "datasets", "profiles"]
+)
 def test_every_kind_can_be_listed(kind):
     code, printed, _ = run("list", kind, "--json")
     assert code == 0
