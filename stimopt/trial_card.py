@@ -75,6 +75,22 @@ class GroupsCard(_Strict):
     order: str | None = None
 
 
+class DoseCard(_Strict):
+    """How forecasts of a dose's effect are judged on the table.
+
+    Attributes:
+        parameter: The dose, a parameter with numbers.
+        outcomes: What it should move.
+        controls: What it should not.
+        same: Context columns that blocks share where one may teach about the other, such as the stimulated pair.
+    """
+
+    parameter: str
+    outcomes: list[str] = Field(min_length=1)
+    controls: list[str] = []
+    same: list[str] = []
+
+
 class Provenance(_Strict):
     """Where a data set came from.
 
@@ -112,6 +128,7 @@ class TrialCard(BaseModel):
             null where nobody knows.
         valid: A 0/1 column or mask (-1 counts as 0), "finite" where a missing outcome marks a rejected trial, or
             null where every trial counts.
+        dose: How dose models are judged on it; null where nothing in it is a dose.
         used_up: Whether a stimulus whose repetitions are used up is refused or drawn anew in a replay.
         provenance: Where it came from.
     """
@@ -126,6 +143,7 @@ class TrialCard(BaseModel):
     groups: GroupsCard = GroupsCard()
     propensity: str | None = None
     valid: str | None = None
+    dose: DoseCard | None = None
     used_up: Literal["refuse", "redraw"] = "refuse"
     provenance: Provenance | None = None
 
@@ -144,6 +162,22 @@ class TrialCard(BaseModel):
             if isinstance(plain.get(key), Mapping):
                 plain[key] = {str(name): {} if item is None else item for name, item in plain[key].items()}
         return plain
+
+    @model_validator(mode="after")
+    def _dosed(self) -> "TrialCard":
+        if self.dose is None:
+            return self
+        knob = self.parameters.get(self.dose.parameter)
+        if knob is None or knob.kind in ("categorical", "site"):
+            raise ValueError(f"dose: parameter {self.dose.parameter!r} must be a parameter with numbers")
+        for key, asked, known in (
+            ("outcomes", self.dose.outcomes, self.outcomes), ("controls", self.dose.controls, self.outcomes),
+            ("same", self.dose.same, self.context),
+        ):  # fmt: skip
+            for name in asked:
+                if name not in known:
+                    raise ValueError(f"dose: {key}: {name!r} is not in the card; it has {', '.join(known) or 'none'}")
+        return self
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
