@@ -1,11 +1,20 @@
 """Commands about models that learn from many patients: pretraining, and judging forecasts where the truth is known."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from .cli_output import Json, Names, Out, Resume, Seed, Workers, of_all, show
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .dose_table import DoseTable
+    from .recorded_protocol import SiteTable
+
+Told = Callable[[int, int], None] | None
+_SIGNALS = "ccep-seeg-bids"
 
 
 def skill(
@@ -50,29 +59,59 @@ def skill(
 
 
 def skill_recorded(
-    model: Annotated[str, typer.Argument(help="Model, with options if any.")],
-    against: Annotated[Names, typer.Option(help="Baselines; repeat.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    model: Annotated[
+        Optional[str],  # noqa: UP045  # Typer reads it at run time
+        typer.Argument(help="Model, with options if any; on a dose table a dose model, by default gaussian-process."),
+    ] = None,
+    data: Annotated[str, typer.Option("--data", help="Data set: signals, or a dose table by name or path.")] = _SIGNALS,
+    against: Annotated[Names, typer.Option(help="Baselines; repeat. All, if not given.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of what models draw; dose models draw nothing.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """A model on a person's recording: every stimulation site left out in turn. Needs STIMOPT_DATA.
+    """A model on recorded data: every stimulation site left out in turn; on a dose table, blocks or settings.
+
+    Needs STIMOPT_DATA. `--data ep-dose-ecog` and `--data opto-septohippocampal` are dose tables, judged with the models
+    of `stimopt list dose_models`.
 
     Example: stimopt skill-recorded ieeg-foundation
     """
+    told = None if as_json else of_all
+    table: SiteTable | DoseTable
+    if data == _SIGNALS:
+        table, label = _judged_by_site(model, against, seed, told)
+    else:
+        table, label = _judged_by_dose(data, model, against, told)
+    gaps = table.differences(label)
+    if as_json:
+        rows = {"summary": table.summary(), "differences": gaps, "refused": table.refused}
+        show({"data": data, "model": label, **{key: frame.to_dict("records") for key, frame in rows.items()}}, True)
+    else:
+        print(table.text())
+        if data != _SIGNALS:
+            print(f"\nHow much higher {label} is, paired over units:")
+        print(gaps.round(3).to_string(index=False))
+
+
+def _judged_by_site(model: str | None, against: Names, seed: int, told: Told) -> tuple["SiteTable", str]:
     from . import plugins
     from .contenders import contenders
     from .recorded_protocol import RECORDED_BASELINES, ccep_trials, leave_sites_out
 
-    known = plugins.names("models")
-    others = against or [name for name in RECORDED_BASELINES if name in known]
-    judged = contenders([model], (20,), others)
-    table = leave_sites_out(ccep_trials(), judged, seed=seed, progress=None if as_json else of_all)
-    gaps = table.differences(judged[0].label)
-    if as_json:
-        show({"summary": table.summary().to_dict("records"), "differences": gaps.to_dict("records")}, True)
-    else:
-        print(table.text())
-        print(gaps.round(3).to_string(index=False))
+    known, doses = plugins.names("models"), plugins.names("dose_models")
+    if model is None:
+        raise ConfigError(f"name the model to judge on {_SIGNALS}: one of {', '.join(known)}.")
+    if model in doses and model not in known:
+        raise ConfigError(f"{model!r} is a dose model and {_SIGNALS} holds signals; add --data with a dose table.")
+    judged = contenders([model], (20,), against or [name for name in RECORDED_BASELINES if name in known])
+    return leave_sites_out(ccep_trials(), judged, seed=seed, progress=told), judged[0].label
+
+
+def _judged_by_dose(data: str, model: str | None, against: Names, told: Told) -> tuple["DoseTable", str]:
+    from .datasets import load_table
+    from .dose_protocol import DOSE_MODELS, dose_models, judge_doses
+
+    models = dose_models([model or DOSE_MODELS[-1], *(against or DOSE_MODELS)])
+    return judge_doses(load_table(data), models, told), next(iter(models))
 
 
 def pretrain(

@@ -37,8 +37,7 @@ class Contender:
     @property
     def label(self) -> str:
         """Name in tables: the model, and its options where there are any."""
-        words = ", ".join(f"{key}: {value}" for key, value in self.options.items())
-        return f"{self.model} {{{words}}}" if words else self.model
+        return label_of(self.model, self.options)
 
 
 def contender(text: str, trials: Sequence[int]) -> Contender:
@@ -47,6 +46,15 @@ def contender(text: str, trials: Sequence[int]) -> Contender:
     Raises:
         ConfigError: If the model or an option is unknown, or the options are no YAML mapping.
     """
+    return Contender(*named("models", text), tuple(trials))
+
+
+def named(kind: str, text: str) -> tuple[str, dict[str, Any]]:
+    """A name and its checked options as written on the command line, of a kind of entry points.
+
+    Raises:
+        ConfigError: If the name or an option is unknown, or the options are no YAML mapping.
+    """
     name, _, written = text.strip().partition(" ")
     try:
         options = yaml.safe_load(written) if written.strip() else {}
@@ -54,7 +62,13 @@ def contender(text: str, trials: Sequence[int]) -> Contender:
         raise ConfigError(f"options {written!r} of {name!r} are no YAML; write '{name} {{option: value}}'.") from error
     if not isinstance(options, dict):
         raise ConfigError(f"options {written!r} of {name!r} are no mapping; write '{name} {{option: value}}'.")
-    return Contender(name, plugins.check_options("models", name, options), tuple(trials))
+    return name, plugins.check_options(kind, name, options)
+
+
+def label_of(name: str, options: Mapping[str, Any]) -> str:
+    """Name in tables: the model, and its options where there are any."""
+    words = ", ".join(f"{key}: {value}" for key, value in options.items())
+    return f"{name} {{{words}}}" if words else name
 
 
 def contenders(
