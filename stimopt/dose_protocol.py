@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import plugins
 from .contenders import label_of, named
-from .dose_splits import LEAST_TRIALS, DosePart, block_parts, labels_of, setting_parts
+from .dose_splits import LEAST_TRIALS, DosePart, block_parts, labels_of, outcomes_of, setting_parts
 from .dose_table import UNIT, DoseTable, measured_by_patient, measured_by_setting
 from .dose_trials import DoseCurve, FitDose
 from .errors import ConfigError, DataError, StimoptError
@@ -104,10 +104,10 @@ def leave_settings_out(table: TrialTable, models: Mapping[str, FitDose], progres
     dose, sums, refused = _dose_of(table), list[pd.DataFrame](), list[dict[str, str]]()
     if len(table.patients) > 1:
         raise DataError(f"{table.card.name!r} has {len(table.patients)} patients and no blocks; select one of them.")
-    asked = [(label, label) for label in labels_of(table, dose.outcomes)]
-    asked += [(label, f"{label} (control)") for label in labels_of(table, dose.controls)]
-    for done, (label, name) in enumerate(asked):
-        for part in setting_parts(table.select(outcome=label), dose, label, name):
+    many = [(name, shown, labels_of(table, name)) for name, shown in outcomes_of(dose)]
+    asked = [(label, shown.replace(name, label, 1)) for name, shown, labels in many for label in labels]
+    for done, (label, shown) in enumerate(asked):
+        for part in setting_parts(table.select(outcome=label), dose, label, shown):
             _judge(part, models, sums, refused)
         if progress:
             progress(done + 1, len(asked))

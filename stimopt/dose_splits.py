@@ -45,8 +45,8 @@ def block_parts(own: TrialTable, dose: DoseCard, patient: str) -> Iterator[DoseP
     """Each block of a patient and channel that others with the same pair can teach about."""
     for block in dict.fromkeys(own.groups["block"]):
         held, past = _held_and_past(own, dose, block)
-        for name in dose.outcomes:
-            labels = labels_of(own, [name])
+        for name, shown in outcomes_of(dose):
+            labels = labels_of(own, name)
             chosen = _chosen_channel(own, dose, labels, past)
             for label in labels:
                 tested, learnt = held & own.valid[label], past & own.valid[label]
@@ -54,14 +54,14 @@ def block_parts(own: TrialTable, dose: DoseCard, patient: str) -> Iterator[DoseP
                     continue
                 part = _part(own, dose, label, tested, learnt, "unseen blocks", [patient] * int(tested.sum()))
                 if len(labels) == 1:
-                    yield replace(part, rows={**part.rows, "outcome": name})
+                    yield replace(part, rows={**part.rows, "outcome": shown})
                     continue
-                yield replace(part, rows={**part.rows, "outcome": f"{name}, all channels"})
+                yield replace(part, rows={**part.rows, "outcome": f"{shown}, all channels"})
                 if label == chosen:
-                    yield replace(part, rows={**part.rows, "outcome": f"{name}, chosen channel", "channel": ""})
+                    yield replace(part, rows={**part.rows, "outcome": f"{shown}, chosen channel", "channel": ""})
 
 
-def setting_parts(own: TrialTable, dose: DoseCard, label: str, name: str) -> Iterator[DosePart]:
+def setting_parts(own: TrialTable, dose: DoseCard, label: str, shown: str) -> Iterator[DosePart]:
     """Each setting, then each repetition of all settings in the order recorded."""
     _, _, counts, group = setting_means(own.values, own.outcomes[label])
     if len(counts) < 3 or int(counts.min()) < 2:
@@ -69,6 +69,8 @@ def setting_parts(own: TrialTable, dose: DoseCard, label: str, name: str) -> Ite
             f"{own.card.name!r} has {len(counts)} settings of {int(counts.min())} trials or more for {label!r}; "
             "leaving a setting out takes three settings of two trials at least."
         )
+    if len(own.outcomes[label].unique()) == 1:
+        raise DataError(f"{label!r} of {own.card.name!r} is the same in all trials; there is nothing to forecast.")
     units = [own.space.describe(unit) for unit in own.space.locate(own.stimuli)]
     words = [", ".join(f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
                        for key, value in one.items()) for one in units]  # fmt: skip
@@ -77,7 +79,7 @@ def setting_parts(own: TrialTable, dose: DoseCard, label: str, name: str) -> Ite
         for index in range(int(fold.max()) + 1):
             held = fold == index
             part = _part(own, dose, label, held, ~held, split, [words[int(i)] for i in held.nonzero()])
-            yield replace(part, rows={**part.rows, "outcome": name}, noise=noise[held])
+            yield replace(part, rows={**part.rows, "outcome": shown}, noise=noise[held])
 
 
 def _part(
@@ -125,6 +127,11 @@ def _repetition(own: TrialTable, group: Int[Tensor, " trial"]) -> Int[Tensor, " 
     return earlier.sum(-1)
 
 
-def labels_of(table: TrialTable, names: Sequence[str]) -> list[str]:
-    """The table's outcomes behind keys of its card: `log10_pp_1`, `log10_pp_2` for `log10_pp`."""
-    return [label for label in table.outcomes if table.outcome_of(label) in names]
+def outcomes_of(dose: DoseCard) -> list[tuple[str, str]]:
+    """What is judged: each key of the card, and how it is shown."""
+    return [(name, name) for name in dose.outcomes] + [(name, f"{name} (control)") for name in dose.controls]
+
+
+def labels_of(table: TrialTable, name: str) -> list[str]:
+    """The table's outcomes behind a key of its card: `log10_pp_1`, `log10_pp_2` for `log10_pp`."""
+    return [label for label in table.outcomes if table.outcome_of(label) == name]

@@ -85,8 +85,12 @@ class DoseTable:
 
 
 def measured_by_patient(sums: pd.DataFrame) -> pd.DataFrame:
-    """Measures of every patient and channel, from sums over their trials in all tested blocks."""
-    whole = sums.groupby(UNIT, sort=False).sum()
+    """Measures of every patient and channel, from sums over their trials in all tested blocks.
+
+    A channel that never varies has none.
+    """
+    whole = _whole(sums)
+    whole = whole[whole.effect_size > 0]
     rows = pd.DataFrame({
         "r2": 1 - whole.error / whole["size"], "ceiling": 1 - whole.noise / whole["size"],
         "effect_r2": 1 - whole.effect_error / whole.effect_size,
@@ -102,7 +106,7 @@ def measured_by_setting(sums: pd.DataFrame) -> pd.DataFrame:
     pulls at it to first order (its influence: Davison and Hinkley 1997, section 2.7), no R2 of the setting's own, which
     would have no meaning where its trials lie at the mean of the past.
     """
-    whole = sums.groupby(UNIT, sort=False).sum()
+    whole = _whole(sums)
     mean = whole.groupby(JUDGED, sort=False).transform("mean")
 
     def influence(error: str) -> pd.Series:
@@ -110,6 +114,13 @@ def measured_by_setting(sums: pd.DataFrame) -> pd.DataFrame:
         return r2 + (whole["size"] - whole[error] - r2 * whole["size"]) / mean["size"]
 
     return _with_spread(pd.DataFrame({"r2": influence("error"), "ceiling": influence("noise")}), whole)
+
+
+def _whole(sums: pd.DataFrame) -> pd.DataFrame:
+    """Sums over folds; a model that refused some of a unit's is left out of the unit: it would be judged on fewer."""
+    whole = sums.groupby(UNIT, sort=False).sum()
+    others = [name for name in UNIT if name != "model"]
+    return whole[whole.trials == whole.groupby(others).trials.transform("max")]
 
 
 def _with_spread(rows: pd.DataFrame, whole: pd.DataFrame) -> pd.DataFrame:

@@ -253,6 +253,42 @@ def test_a_model_that_refuses_is_named_with_its_reason(tmp_path):
     assert (table.rows.coverage_90 == 1).all()
 
 
+def test_a_model_that_refuses_one_block_is_not_judged_on_the_others_alone(tmp_path):
+    table = read(tmp_path, BLOCKS, strip(patients=2))
+    first = next(p for p in parts_of(table, "p1") if p.rows["channel"] == "size_1")
+
+    def picky(past):
+        if torch.equal(past.outcome, first.past.outcome):
+            raise DataError("not these; choose others.")
+        return lambda s: DoseForecast(torch.zeros_like(s[:, 0]), torch.ones_like(s[:, 0]))
+
+    rows = judge_doses(table, {"picky": picky, **dose_models(["no-dose"])}).rows
+    judged = rows[rows.model == "picky"].groupby("unit").channel.apply(set).to_dict()
+    assert judged == {"p0": {"", "size_1", "size_2"}, "p1": {"size_2"}}  # the chosen channel of p1 is size_1
+
+
+def test_a_channel_that_never_varies_has_no_measures(tmp_path):
+    data = strip()
+    data["size"].values[:, 1] = 2.0
+    table = judge_doses(read(tmp_path, BLOCKS, data), dose_models(["saturating", "no-dose"]))
+    assert set(table.rows.channel) == {"", "size_1"}
+    assert table.summary().r2.notna().all()
+    flat = {**SETTINGS, "dose": {"parameter": "current", "outcomes": ["gain"]}}
+    with pytest.raises(DataError, match="'gain' of 'grid' is the same in all trials"):
+        judge_doses(read(tmp_path / "flat", flat, grid().assign(gain=1.0)), dose_models(["no-dose"]))
+
+
+def test_a_control_is_judged_by_blocks_as_well(tmp_path):
+    data = strip().rename({"size": "gain"})
+    data["size"] = data.gain.isel(channel=1)
+    card = {**BLOCKS, "outcomes": {"gain": {}, "size": {}}}
+    card["dose"] = {"parameter": "current", "outcomes": ["gain"], "controls": ["size"]}
+    summary = judge_doses(read(tmp_path, card, data), dose_models(["monotone"])).summary().set_index("outcome")
+    assert list(summary.index) == ["gain, all channels", "gain, chosen channel", "size (control)"]
+    assert summary.r2["gain, chosen channel"] > 0.5
+    assert abs(summary.r2["size (control)"]) < 0.05
+
+
 # Refusals
 
 
