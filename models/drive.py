@@ -11,12 +11,14 @@ Reference: Merrill, Bikson and Jefferys, J Neurosci Methods 141 (2005) 171-198.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
 from stimopt.units import SECONDS_PER_MICROSECOND
 
@@ -42,6 +44,46 @@ def leading_ma(stimulus: Stimulus) -> Float[Tensor, "*batch 2 contact"]:
     """Current of first phases at every contact in mA, cathodic, then anodic; never negative."""
     signed = stimulus.amplitude_ma
     return torch.stack([(-signed).clamp_min(0), signed.clamp_min(0)], -2)
+
+
+def flowing_ma(stimulus: Stimulus) -> Float[Tensor, "*batch 2 contact"]:
+    """As `leading_ma`, with current that flows along a shaft counted from neighbour to neighbour.
+
+    A pair of neighbours is what it is in `leading_ma`. While its current moves to the next pair, both count by their
+    share: what a contact in the middle takes up and gives off no longer cancels, so the sum stays, as the dipole's
+    moment and what tissue feels of it do, where the sum of currents is halved on the way. Pairs three contacts apart
+    and more, and what leaves for another shaft or a reference far off, count as in `leading_ma`.
+    """
+    parts, shafts = [], along_shafts(stimulus.montage)
+    for contacts in shafts:
+        own = stimulus.amplitude_ma[..., contacts]
+        net = own.sum(-1, keepdim=True)
+        same = (own * net.sign()).clamp_min(0)
+        apart = net * same / same.sum(-1, keepdim=True).clamp_min(1e-12)  # what comes from elsewhere
+        flow = (own - apart).cumsum(-1)[..., :-1]
+        given, taken = F.pad(flow, (0, 1)), F.pad(flow, (1, 0))
+        counted = torch.stack([(way * x).clamp_min(0) for way in (-1, 1) for x in (given, -taken, apart)])
+        hops = flow.abs().sum(-1) / ((own - apart).abs().sum(-1) / 2).clamp_min(1e-12)
+        near = (3 - hops).clamp(0, 1)[..., None, None]  # 1 up to two contacts apart
+        raw = torch.stack([(-own).clamp_min(0), own.clamp_min(0)], -2)
+        parts.append(near * counted.unflatten(0, (2, 3)).sum(1).movedim(0, -2) + (1 - near) * raw)
+    return torch.cat(parts, -1)[..., torch.tensor(sum(shafts, ())).argsort()]
+
+
+@lru_cache(maxsize=64)
+def along_shafts(montage: Montage) -> tuple[tuple[int, ...], ...]:
+    """Contacts of each shaft in their order along it; in the montage's where places are unknown."""
+    shafts: dict[str, list[int]] = {}
+    for number, contact in enumerate(montage.contacts):
+        shafts.setdefault(contact.shaft, []).append(number)
+    found = []
+    for numbers in shafts.values():
+        place = montage.contact_position_mm[numbers]
+        if bool(place.isfinite().all()) and len(numbers) > 1:
+            axis = torch.linalg.svd(place - place.mean(0), full_matrices=False).Vh[0]
+            numbers = [numbers[i] for i in (place @ axis).argsort().tolist()]
+        found.append(tuple(numbers))
+    return tuple(found)
 
 
 def pulse_course(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch time"]:

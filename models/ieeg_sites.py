@@ -32,6 +32,7 @@ RECRUITED = len(FIELDS_MM) * len(HALF)
 TISSUE = 2 * _AROUND * (FINGERPRINT + 2)  # of `tissue_features`
 TIES = _AROUND * len(TIE_LAGS_S)  # of `tie_features`
 PAIR = 4 * len(SPREADS_MM) + 8 + 1  # of `pair_features`
+_NOTHING = 1e-9  # units of charge
 _FAINT = 0.02  # units of charge, a fifth of the weakest pulse that pretraining drew, over which a place fades
 
 
@@ -63,7 +64,9 @@ def _felt(
 ) -> Float[Tensor, "patient shot channel 2 reach"]:
     """What enters at contacts, compressed, as channels feel it: near cathodes and anodes; below and above no field."""
     near, field = nearness.split([len(SPREADS_MM), len(FIELDS_MM)], 1)
-    local = torch.einsum("bsck,bnpk->bncps", near, charge.asinh())
+    whole = charge.sum(-1, keepdim=True)
+    compressed = charge * whole.asinh() / (whole + _NOTHING)  # together, or a current would grow by being shared
+    local = torch.einsum("bsck,bnpk->bncps", near, compressed)
     signed = torch.einsum("bsck,bnk->bncs", field, charge[:, :, 0] - charge[:, :, 1])
     around = torch.stack([signed.clamp_min(0), (-signed).clamp_min(0)], -2).asinh()
     return torch.cat([local, around], -1)

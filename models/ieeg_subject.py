@@ -27,7 +27,7 @@ from stimopt.forecaster import Context
 from stimopt.montage import Montage
 from stimopt.stimulus import Sensory, Stimulus
 
-from .drive import even_course, leading_ma, paired_course, pulse_course, repeated_course
+from .drive import even_course, flowing_ma, paired_course, pulse_course, repeated_course
 from .ieeg_network import stimulus_features
 
 OF_TRAINS = ("course", "repeated", "paired", "even", "numbers", "senses")  # of `Shots`, alike at all places
@@ -83,7 +83,8 @@ class Shots:
         context: Ongoing signal up to the window, in units of spread. May be fewer than the shots, by a whole factor:
             each is then shared by as many neighbouring shots.
         heard: Which samples of it are good; artefacts and dropouts are not.
-        charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us.
+        charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us;
+            current along a shaft is counted from neighbour to neighbour, see `flowing_ma`.
         course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
         repeated: The same, each pulse weighted by what earlier ones left, see `repeated_course`.
         paired: The same, each pulse weighted by how many came about so long before it, see `paired_course`.
@@ -205,12 +206,15 @@ def shots_of(
     scaled, heard = _scaled(subject, context.signal_uv, like)
     empty = like.new_zeros(*scaled.shape[:-1], 0)
     response, there = (empty, empty.bool()) if response_uv is None else _scaled(subject, response_uv, like)
-    charge_ma_us = leading_ma(stimulus) * stimulus.pulse_width_us[..., None, None]
+    current_ma = flowing_ma(stimulus)
+    charge_ma_us = current_ma * stimulus.pulse_width_us[..., None, None]
+    more = current_ma.sum((-2, -1)) / like.abs().sum(-1).clamp_min(1e-12)  # than the sum of currents says
+    counted = replace(stimulus, amplitude_ma=torch.where(like.abs().sum(-1) > 0, more, 1.0).unsqueeze(-1) * like)
     return Shots(
         scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
         repeated_course(stimulus, context.rate_hz, samples, FADING_S),
         paired_course(stimulus, context.rate_hz, samples, PAIR_LAGS_S), even_course(stimulus, context.rate_hz, samples),
-        stimulus_features(stimulus), sensory_features(stimulus.sensory, like), response,
+        stimulus_features(counted), sensory_features(stimulus.sensory, like), response,
         there if good is None else there & good,
     )  # fmt: skip
 

@@ -5,17 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from linear_truth import shafts
 
 from stimopt.models.drive import (
     Tiring,
     even_course,
+    flowing_ma,
     leading_current_ma,
+    leading_ma,
     paired_course,
     pulse_course,
     repeated_course,
     tired_current_ma,
 )
+from stimopt.montage import monopolar
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 
 RATE_HZ, SAMPLES = 250.0, 125
@@ -67,6 +72,39 @@ def test_silence_and_single_pulses_follow_nothing():
         assert silent.shape == (2, len(how), SAMPLES)
         assert not silent.any()
         assert not single.any()
+
+
+def with_currents(*rows: list[float]) -> Stimulus:
+    current_ma = torch.tensor(rows, dtype=torch.float64)
+    """Trains on one shaft of four contacts."""
+    shaft = monopolar(shafts(8).contacts[:4])
+    one = pulse_train(shaft, "A1-A2", amplitude_ma=1.0, frequency_hz=40.0, pulse_width_us=150.0).reshape(1)
+    return replace(one[torch.zeros(len(rows), dtype=torch.long)], amplitude_ma=current_ma)
+
+
+def test_current_that_moves_to_the_next_pair_keeps_its_sum_and_what_enters_and_leaves():
+    """On the way from A1-A2 to A2-A3 the sum of currents is halved; the moment, and what is counted, are not."""
+    rows = [[-2 * (1 - m), 2 * (1 - 2 * m), 2 * m, 0.0] for m in (0.0, 0.25, 0.5, 1.0)]
+    counted = flowing_ma(with_currents(*rows))
+    assert counted.sum(-1).flatten().tolist() == pytest.approx([2.0] * 8)
+    assert counted[1].tolist() == [[1.5, 0.5, 0.0, 0.0], [0.0, 1.5, 0.5, 0.0]]
+    assert torch.equal(counted[[0, 3]], leading_ma(with_currents(rows[0], rows[3])))
+
+
+def test_pairs_far_apart_other_shafts_and_single_contacts_count_as_they_are():
+    far = with_currents([-2.0, 0.0, 0.0, 2.0], [-2.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0] * 4)
+    assert torch.equal(flowing_ma(far), leading_ma(far))
+    two_shafts = shafts(4)
+    across = replace(with_currents([0.0, -1.0, 1.0, 0.0], [-1.0, 0.0, 0.5, 0.5]), montage=two_shafts)
+    assert torch.equal(flowing_ma(across), leading_ma(across))
+
+
+@given(st.lists(st.floats(-5, 5), min_size=4, max_size=4))
+def test_what_enters_less_what_leaves_is_the_current(row):
+    stimulus = with_currents(row)
+    cathodic, anodic = flowing_ma(stimulus)[0]
+    torch.testing.assert_close(anodic - cathodic, stimulus.amplitude_ma[0], rtol=1e-9, atol=1e-9)
+    assert float(torch.minimum(cathodic, anodic).min()) >= 0
 
 
 def test_a_train_without_pulses_delivers_as_many_until_it_ends():
