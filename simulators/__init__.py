@@ -9,19 +9,20 @@ from .actuator import (
     Actuator,
 )
 from .amplifier import (
-    Band,
     CommonAverage,
     Delay,
     LostContacts,
     Part,
-    Saturation,
     SensedWindow,
-    SoftSaturation,
+    StatefulPart,
     lost_channels,
 )
 from .artefact import (
     Artefact,
     artefact_coupling,
+)
+from .band import (
+    Band,
 )
 from .basal_ganglia import (
     BasalGanglia,
@@ -189,6 +190,13 @@ from .populations import (
     POPULATIONS,
     at_the_bedside,
 )
+from .rails import (
+    Saturation,
+    SoftSaturation,
+)
+from .recordings import (
+    PairedWindow,
+)
 from .relaxation_ensemble import (
     Feedback,
     RelaxationOscillator,
@@ -233,7 +241,6 @@ from .stn_gpe import (
     with_feedback,
 )
 from .twin import (
-    PairedWindow,
     Twin,
 )
 from .vigilance import (
@@ -308,6 +315,7 @@ __all__ = [
     "Sensing",
     "SoftSaturation",
     "State",
+    "StatefulPart",
     "StnGpeWeights",
     "StuartLandau",
     "SubthalamicCell",

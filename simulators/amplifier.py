@@ -9,17 +9,19 @@ left. The order in nature, which `clinical_amplifier` keeps:
 | Artefact | artefact | the stimulus itself, conducted through the volume, and its tail |
 | LostContacts | here | channels whose contact is broken |
 | LineNoise, WhiteNoise | interference | mains, and the amplifier's own noise |
-| Band | here | AC coupling and anti-aliasing filter |
-| Saturation, SoftSaturation | here | the rails |
+| Band | band | AC coupling and anti-aliasing filter |
+| Saturation, SoftSaturation | rails | the rails |
 | CommonAverage | here | a digital reference, taken after everything analogue |
 | Delay | here | what is late before anyone can read it |
 
-A part knows one window and nothing before it: a tail, a recovery or a delay does not reach into
-the next one. Random parts draw from each row's own key and the window's salt, so a row reads
-the same alone as in any batch and no two windows share noise. All signals are in uV and stay
+What a tail, a filter, a recovery or a delay still holds as a window ends is its state, which
+`Sensing.continued` carries into the next one: without noise, two windows read as one of twice
+the length. Random parts draw from each row's own key and the window's salt, so a row reads the
+same alone as in any batch and no two windows share noise. All signals are in uV and stay
 finite; a lost contact reads noise, never NaN, as an amplifier with an open input does.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +30,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from stimopt.errors import BandError, ConfigError
+from stimopt.errors import ConfigError
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
+from stimopt.system import State
 from stimopt.tensors import Signal, row_noise
 
 
@@ -63,7 +66,26 @@ class Part(ABC):
 
     @abstractmethod
     def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """The signal after this part, of the same shape."""
+        """The signal after this part, of the same shape; for a part with a state, a session of this window alone."""
+
+
+class StatefulPart(Part):
+    """A part that holds something of one window in the next. Differentiable through its state."""
+
+    @abstractmethod
+    def start(self, signal_uv: Signal, window: SensedWindow) -> State:
+        """The state at the beginning of a session whose first window this is; empty where nothing is ever held.
+
+        What was before is not known here; each part says what it takes it for.
+        """
+
+    @abstractmethod
+    def continued(self, state: State, signal_uv: Signal, window: SensedWindow) -> tuple[Signal, State]:
+        """The signal after this part, and the state after the window, with the names and shapes of the one before."""
+
+    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
+        """See Part."""
+        return self.continued(self.start(signal_uv, window), signal_uv, window)[0]
 
 
 @dataclass(frozen=True)
@@ -96,109 +118,6 @@ def lost_channels(montage: Montage, contacts: Sequence[str]) -> Bool[Tensor, " c
 
 
 @dataclass(frozen=True)
-class Band(Part):
-    """The amplifier's pass band: causal Butterworth filters, as its AC coupling and anti-aliasing are.
-
-    What was before the window has to be guessed. The high-pass takes it that the signal had swung around the window's
-    own mean, so a constant offset makes no transient and early samples know that one number of later ones; the
-    low-pass takes it that the signal had stood at its first value. Within the window both are exact.
-
-    Attributes:
-        low_hz: High-pass edge, 3 dB down; None passes the offset.
-        high_hz: Low-pass edge, 3 dB down; None passes everything up to half the sampling rate.
-        order: Of each of the two filters.
-    """
-
-    low_hz: float | None = None
-    high_hz: float | None = None
-    order: int = 1
-
-    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """See Part.
-
-        Raises:
-            BandError: If an edge is not between 0 and half the sampling rate, or the edges are not ordered.
-        """
-        edges = [edge for edge in (self.low_hz, self.high_hz) if edge is not None]
-        if any(not 0 < edge < window.rate_hz / 2 for edge in edges) or sorted(set(edges)) != edges:
-            raise BandError(
-                f"low_hz {self.low_hz} and high_hz {self.high_hz} must be ordered and lie between 0 and "
-                f"{window.rate_hz / 2} Hz, half of rate_hz {window.rate_hz}; leave out the one that is not needed."
-            )
-        if self.low_hz is not None:
-            around = signal_uv - signal_uv.mean(-1, keepdim=True)
-            signal_uv = self._filtered(around, self.low_hz, "highpass", window.rate_hz)
-        if self.high_hz is not None:
-            first = signal_uv[..., :1]
-            signal_uv = first + self._filtered(signal_uv - first, self.high_hz, "lowpass", window.rate_hz)
-        return signal_uv
-
-    def _filtered(self, signal_uv: Tensor, edge_hz: float, kind: str, rate_hz: float) -> Tensor:
-        """Convolved with the filter's impulse response, as long as the window, so nothing is cut off."""
-        from scipy.signal import butter, sosfilt  # here, since it is slow to import and only filters need it
-
-        samples = signal_uv.shape[-1]
-        impulse = torch.zeros(samples, dtype=torch.float64)
-        impulse[0] = 1.0
-        kernel = sosfilt(butter(self.order, edge_hz, kind, fs=rate_hz, output="sos"), impulse.numpy())
-        size = 2 * samples  # room for the whole answer, so that its end does not wrap round to the start
-        spectrum = torch.fft.rfft(torch.from_numpy(kernel).to(signal_uv), n=size) * torch.fft.rfft(signal_uv, n=size)
-        filtered: Tensor = torch.fft.irfft(spectrum, n=size)[..., :samples]
-        return filtered
-
-
-@dataclass(frozen=True)
-class Saturation(Part):
-    """Hard rails: beyond +-range_uv a channel reads the rail, and for `recovery_s` afterwards still that rail.
-
-    Differentiable where it does not clip; a clipped or recovering sample has no gradient, for it tells nothing.
-
-    Attributes:
-        range_uv: Largest voltage that is read.
-        recovery_s: Time at the rail after the signal has come back, rounded to whole samples.
-    """
-
-    range_uv: float
-    recovery_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        _require_range(self.range_uv)
-
-    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """See Part."""
-        clipped = signal_uv.clamp(-self.range_uv, self.range_uv)
-        held = round(self.recovery_s * window.rate_hz)
-        if held == 0:
-            return clipped
-        time = torch.arange(signal_uv.shape[-1], device=signal_uv.device)
-        never = -held - 1
-        over = signal_uv.detach().abs() > self.range_uv
-        last = torch.where(over, time, never).cummax(-1).values  # the latest sample that was over, at each sample
-        recovering = (time - last) <= held
-        rail = clipped.detach().gather(-1, last.clamp_min(0))
-        return torch.where(recovering, rail, clipped)
-
-
-@dataclass(frozen=True)
-class SoftSaturation(Part):
-    """Rails without a corner: range_uv * tanh(x / range_uv). Differentiable everywhere; a twentieth of the range is
-    read 0.08 % too small.
-
-    Attributes:
-        range_uv: What the largest signals come near.
-    """
-
-    range_uv: float
-
-    def __post_init__(self) -> None:
-        _require_range(self.range_uv)
-
-    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """See Part."""
-        return self.range_uv * torch.tanh(signal_uv / self.range_uv)
-
-
-@dataclass(frozen=True)
 class CommonAverage(Part):
     """Every channel against the mean of all of them, as ECoG and scalp EEG are often read.
 
@@ -226,11 +145,13 @@ class CommonAverage(Part):
 
 
 @dataclass(frozen=True)
-class Delay(Part):
-    """What is read lags by `delay_s`: sample t shows what happened at t - delay_s.
+class Delay(StatefulPart):
+    """What is read lags by `delay_s`: sample t shows what happened at t - delay_s, in whichever window that was.
 
-    Between samples a straight line is taken. What was before the window is not known here: the first sample stands
-    for it, so a window shows nothing of itself until the delay is over.
+    Between samples a straight line is taken. Before a session's first window the signal is taken to have stood at its
+    first sample.
+
+    State   "waiting_uv"   [*batch, channel, time]   samples that were not read yet
 
     Attributes:
         delay_s: How late.
@@ -242,18 +163,22 @@ class Delay(Part):
         if not self.delay_s >= 0:
             raise ConfigError(f"delay_s is {self.delay_s}; nothing is read before it happens, so give 0 s or more.")
 
-    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """See Part."""
-        samples = signal_uv.shape[-1]
-        late = round(self.delay_s * window.rate_hz, 9)  # 10 ms at 300 Hz are 3 samples, not 2.9999999999999996
-        whole = int(late)
-        share = late - whole
-        time = torch.arange(samples, device=signal_uv.device)
-        after = signal_uv[..., (time - whole).clamp_min(0)]
-        before = signal_uv[..., (time - whole - 1).clamp_min(0)]
-        return (1 - share) * after + share * before
+    def start(self, signal_uv: Signal, window: SensedWindow) -> State:
+        """See StatefulPart."""
+        waiting = math.ceil(self._late(window))
+        return {"waiting_uv": signal_uv[..., :1].repeat_interleave(waiting, -1)} if waiting else {}
 
+    def continued(self, state: State, signal_uv: Signal, window: SensedWindow) -> tuple[Signal, State]:
+        """See StatefulPart."""
+        if not state:
+            return signal_uv, state
+        samples, late = signal_uv.shape[-1], self._late(window)
+        line = torch.cat([state["waiting_uv"], signal_uv], -1)
+        read = line[..., :samples]
+        if share := math.ceil(late) - late:  # of a sample by which the oldest that waits is too old
+            read = (1 - share) * read + share * line[..., 1 : samples + 1]
+        return read, {"waiting_uv": line[..., samples:]}
 
-def _require_range(range_uv: float) -> None:
-    if not range_uv > 0:
-        raise ConfigError(f"range_uv is {range_uv}; an amplifier needs a positive range, such as 8000 uV.")
+    def _late(self, window: SensedWindow) -> float:
+        """In samples: 10 ms at 300 Hz are 3, not 2.9999999999999996."""
+        return round(self.delay_s * window.rate_hz, 9)

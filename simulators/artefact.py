@@ -22,10 +22,11 @@ from torch import Tensor
 from stimopt.errors import ConfigError, ShapeError
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
+from stimopt.system import State
 from stimopt.tensors import Signal
 from stimopt.waveform import current_ma
 
-from .amplifier import Part, SensedWindow
+from .amplifier import SensedWindow, StatefulPart
 from .drive import CONDUCTIVITY_S_M, point_source_potential
 from .lead_field import contact_places
 
@@ -33,10 +34,12 @@ _UV_PER_MV = 1e3
 
 
 @dataclass(frozen=True)
-class Artefact(Part):
+class Artefact(StatefulPart):
     """Current at contacts seen by channels. Differentiable in amplitude, frequency, width, gap and onset.
 
-    What pulses of an earlier window left is not in it.
+    A session begins without a tail. A pulse that its window is too short for is cut off, and so is what it leaves.
+
+    State   "tail_ma"   [*batch, contact]   what the interface is polarised by, before the share `late`
 
     Attributes:
         uv_per_ma: Voltage of each channel per mA at each contact while the current flows; see `artefact_coupling`.
@@ -55,15 +58,32 @@ class Artefact(Part):
                 f"late is {self.late} and tail_s {self.tail_s}; give a share of 0 to 1 and a time above 0 s."
             )
 
-    def applied(self, signal_uv: Signal, window: SensedWindow) -> Signal:
-        """See Part."""
+    def start(self, signal_uv: Signal, window: SensedWindow) -> State:
+        """See StatefulPart."""
+        return {"tail_ma": torch.zeros_like(window.stimulus.amplitude_ma)}
+
+    def continued(self, state: State, signal_uv: Signal, window: SensedWindow) -> tuple[Signal, State]:
+        """See StatefulPart.
+
+        Raises:
+            ShapeError: If the coupling is for other channels.
+        """
         if self.uv_per_ma.shape[0] != signal_uv.shape[-2]:
             raise ShapeError(
                 f"uv_per_ma must be [channel, contact] for {signal_uv.shape[-2]} channels, "
                 f"got {list(self.uv_per_ma.shape)}; build it from the montage that is sensed."
             )
-        seen_ma = self.seen_ma(window.stimulus, window.rate_hz, signal_uv.shape[-1])
-        return signal_uv + self.uv_per_ma.to(signal_uv) @ seen_ma.to(signal_uv)
+        stimulus, samples = window.stimulus, signal_uv.shape[-1]
+        edges_s = torch.arange(samples + 1, dtype=torch.float64, device=signal_uv.device) / window.rate_hz
+        left = torch.exp(-edges_s / self.tail_s)
+        tail_ma = state["tail_ma"]
+        falling = (left.diff() * self.tail_s * window.rate_hz).to(tail_ma)  # minus its mean over each bin
+        earlier_ma = self.late * tail_ma.unsqueeze(-1) * falling
+        seen_ma = (self.seen_ma(stimulus, window.rate_hz, samples) + earlier_ma).to(signal_uv)
+        second_s, tail_s = late_phase_seconds(stimulus, edges_s[-1:], self.tail_s)
+        fresh_ma = stimulus.amplitude_ma * ((second_s - tail_s) / self.tail_s).to(tail_ma)
+        after = {"tail_ma": tail_ma * left[-1].to(tail_ma) + fresh_ma}
+        return signal_uv + self.uv_per_ma.to(signal_uv) @ seen_ma, after
 
     def seen_ma(self, stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch contact time"]:
         """The current that would make this artefact without any tail, mean over each sample's bin."""

@@ -7,6 +7,7 @@ other (see `amplifier`). Without parts, no stimulation artefact is added: what a
 during a pulse is tissue alone, as after perfect artefact removal.
 
 Input   [*batch, region, time]    mV, the population's potential
+State   "sensing_0_waiting_uv"    what the parts hold between windows, by their place and the name they give it
 Output  [*batch, channel, time]   uV
 """
 
@@ -18,12 +19,15 @@ from torch import Tensor
 from stimopt.errors import ShapeError
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
+from stimopt.system import State
 from stimopt.tensors import row_noise
 
-from .amplifier import Band, Part, Saturation, SensedWindow
+from .amplifier import Part, SensedWindow, StatefulPart
 from .artefact import Artefact, artefact_coupling
+from .band import Band
 from .interference import Background, LineNoise, WhiteNoise
 from .lead_field import REACH_MM, UV_PER_MV, contact_places, distance_lead_field
+from .rails import Saturation
 
 PAIR_HUM = 0.1  # chosen: what a difference of two contacts keeps of the mains, since their impedances differ
 RANGE_UV = 8192.0  # the +-8 mV of a common research amplifier (Blackrock Cerebus)
@@ -50,6 +54,11 @@ class Sensing:
             return self.uv_per_mv * potential_mv
         return self.uv_per_mv @ potential_mv
 
+    @property
+    def stateful(self) -> bool:
+        """Whether anything is held from one window to the next."""
+        return any(isinstance(part, StatefulPart) for part in self.parts)
+
     def signal_uv(
         self,
         potential_mv: Float[Tensor, "*batch region time"],
@@ -59,17 +68,68 @@ class Sensing:
         keys: Int[Tensor, "*batch"],
         salt: int,
     ) -> Float[Tensor, "*batch channel time"]:
-        """What the channels read during `stimulus`. A row's noise depends on its key and the salt alone.
+        """What the channels read during `stimulus`, in a session of this window alone.
 
-        Differentiable in potential and stimulus, as far as the parts are.
+        A row's noise depends on its key and the salt alone. Differentiable in potential and stimulus, as far as the
+        parts are.
+        """
+        return self.continued({}, potential_mv, stimulus, rate_hz, keys=keys, salt=salt)[0]
+
+    def continued(
+        self,
+        state: State,
+        potential_mv: Float[Tensor, "*batch region time"],
+        stimulus: Stimulus,
+        rate_hz: float,
+        *,
+        keys: Int[Tensor, "*batch"],
+        salt: int,
+    ) -> tuple[Float[Tensor, "*batch channel time"], State]:
+        """What the channels read during `stimulus`, as `signal_uv`, and what the parts hold after it.
+
+        Args:
+            state: What they held before, among anything else; a part of which it holds nothing begins with this window.
+            potential_mv: Of the regions.
+            stimulus: What is delivered.
+            rate_hz: Samples per second.
+            keys: One per row.
+            salt: Of this window.
+
+        Raises:
+            ShapeError: If the state holds for a part what it would not hold itself.
         """
         signal = self.clean_uv(potential_mv)
         if self.noise_uv != 0:
             signal = signal + self.noise_uv * row_noise(keys, signal.shape[-2:], salt, signal)
+        held: State = {}
         for place, part in enumerate(self.parts):
             # negative, so that no part shares its noise with another use of the row's key
-            signal = part.applied(signal, SensedWindow(stimulus, rate_hz, keys, -(salt * 256 + place + 1)))
-        return signal
+            window = SensedWindow(stimulus, rate_hz, keys, -(salt * 256 + place + 1))
+            if isinstance(part, StatefulPart):
+                before = _held(state, part.start(signal, window), place, part)
+                signal, after = part.continued(before, signal, window)
+                held |= {_name(place, name): tensor for name, tensor in after.items()}
+            else:
+                signal = part.applied(signal, window)
+        return signal, held
+
+
+def _name(place: int, name: str) -> str:
+    return f"sensing_{place}_{name}"
+
+
+def _held(state: State, fresh: State, place: int, part: StatefulPart) -> State:
+    """What a state holds for a part, or else what the part begins with."""
+    found = {name: state[_name(place, name)] for name in fresh if _name(place, name) in state}
+    if not found:
+        return fresh
+    theirs, ours = ({name: list(tensor.shape) for name, tensor in one.items()} for one in (found, fresh))
+    if theirs != ours:
+        raise ShapeError(
+            f"the state holds {theirs} for part {place} of the sensing, {type(part).__name__}, which holds {ours}: it "
+            "is of another amplifier, rate or batch; start a new session."
+        )
+    return found
 
 
 def lead_field_sensing(

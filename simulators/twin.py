@@ -16,6 +16,8 @@ State   "circuit"  [*batch, region, state]   the circuit's
         "device_ma", "device_gain", "device_queue"   with an actuator, see there
         "sensory"  [*batch, modality, step, 3]   with senses: firing on its way
         "drowsy"   [*batch]                  with vigilance: 1 while drowsy
+        "sensing_0_waiting_uv" and others    with an amplifier that holds something between windows, see `Sensing`
+        "scalp/sensing_0_waiting_uv"         the same of another recording, by its name, see `respond_paired`
 """
 
 import math
@@ -30,7 +32,7 @@ from torch import Tensor
 from stimopt.errors import ConfigError, MontageError, ShapeError
 from stimopt.montage import Montage
 from stimopt.response import Response
-from stimopt.stimulus import Stimulus
+from stimopt.stimulus import Stimulus, no_stimulus
 from stimopt.system import State, System
 from stimopt.tensors import map_tensors, row_keys, row_noise
 
@@ -42,6 +44,7 @@ from .dynamics import Dynamics
 from .entry import Entry, background_weights, entries_of
 from .integrate import Scheme, rk4
 from .network import Network
+from .recordings import SALTS, PairedWindow, Recordings, recordings_of
 from .senses import Senses
 from .sensing import Sensing
 from .simulate import Simulation, Trajectory, simulate
@@ -49,9 +52,7 @@ from .step_check import scheme_name
 from .twin_parts import require_finite, require_shapes, require_tested, require_times
 from .vigilance import Vigilance
 
-_PROCESS, _SENSOR, _DRIFT, _SETTLE = range(4)  # salts apart for each use of a row's key
-_OTHERS = 4  # recordings beside the twin's own, each with a salt of its own
-_SALTS = _SETTLE + 1 + _OTHERS
+_PROCESS, _DRIFT, _SETTLE = 0, 2, 3  # salts apart for each use of a row's key; recordings have the rest
 _KEY_SPAN = 2**62
 
 
@@ -73,7 +74,8 @@ class Twin(System):
         scheme: How a step is made.
         drift: Standard deviation, over a long session, of the slow excitability, in units of the circuit's drive.
         drift_windows: Windows after which the drift has forgotten 63 % of where it was.
-        settle_s: Silent time simulated before a session starts, so that no window sees the circuit begin.
+        settle_s: Silent time simulated before a session starts, so that no window sees the circuit begin; the amplifier
+            is on during it.
         entry: What of a stimulus reaches each input of the circuit, by the input's name: an `Entry`, or a number for
             all firing, in the input's unit per 1/s. None sends all firing to the first input as it is. Slow changes of
             the background go where stimulated axons do, or else to the first input.
@@ -145,22 +147,33 @@ class Twin(System):
         Raises:
             ConfigError: If the circuit runs away.
         """
-        rest = self.circuit.rest
-        keys = row_keys(batch_shape, generator).to(rest.device)
-        state = rest.expand(*batch_shape, *rest.shape[-2:])
-        steps, past = round(self.settle_s / self.dt_s), None
-        if steps:
-            settled = self._play(state, None, None, keys, _SETTLE, steps, steps)
-            state, past = settled.end, settled.past
-        elif isinstance(self.circuit, Network) and steps_back(self.circuit, self.dt_s):
-            past = still_past(self.circuit, state, self.dt_s)
-        session = {"circuit": state.contiguous(), "drift": rest.new_zeros(tuple(batch_shape)), "key": keys}
+        return self.start_paired(batch_shape, generator, {})
+
+    def start_paired(
+        self, batch_shape: Sequence[int], generator: torch.Generator, others: Mapping[str, tuple[Montage, Sensing]]
+    ) -> State:
+        """`start`, with the amplifiers of other recordings on while the twin settles; raises as it.
+
+        Args:
+            batch_shape: As in `start`.
+            generator: As in `start`.
+            others: As in `respond_paired`.
+        """
+        recordings = self._recordings(others)
+        rest, shape = self.circuit.rest, tuple(batch_shape)
+        keys = row_keys(shape, generator).to(rest.device)
+        every = round(1 / (self.rate_hz * self.dt_s)) if recordings.stateful else round(self.settle_s / self.dt_s)
+        state, past, heard_mv = self._settled(keys, every)
+        session = {"circuit": state.contiguous(), "drift": rest.new_zeros(shape), "key": keys}
         if self.actuator is not None:
             session |= self.actuator.start(keys, rest.new_zeros(len(self.montage.contacts)))
         if self.senses is not None:
-            session["sensory"] = self.senses.nothing_under_way(tuple(batch_shape), self.dt_s)
+            session["sensory"] = self.senses.nothing_under_way(shape, self.dt_s)
         if self.vigilance is not None:
-            session["drowsy"] = rest.new_zeros(tuple(batch_shape))
+            session["drowsy"] = rest.new_zeros(shape)
+        if recordings.stateful:
+            silence = no_stimulus(self.montage, shape).to(rest)
+            session |= recordings.heard({}, heard_mv, silence, keys, 0)[1]
         return session | _stored(past)
 
     def respond(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> tuple[Response, State]:
@@ -175,11 +188,8 @@ class Twin(System):
             StimulusError: If it reaches senses that the twin has not.
             ConfigError: If the circuit runs away, so that nothing finite is left to sense.
         """
-        window = self._window(state, stimulus, generator)
-        signal_uv = self.sensing.signal_uv(
-            window.potential_mv, window.delivered, self.rate_hz, keys=state["key"], salt=_SALTS * window.salt + _SENSOR
-        )
-        return Response(self.montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered)), window.after
+        seen = self.respond_paired(state, stimulus, generator, {})
+        return seen.response, seen.after
 
     def respond_paired(
         self,
@@ -190,8 +200,10 @@ class Twin(System):
     ) -> "PairedWindow":
         """One window as several recordings see it at once: `respond`'s own, and others such as scalp EEG.
 
-        The own response and the state after it are those of `respond` with the same arguments, to the bit. For BOLD,
-        give the potential to `power_activity` and `Balloon.scan`. Raises as `respond`, and:
+        The own response and the state after it are those of `respond` with the same arguments, to the bit; what the
+        amplifiers of the others hold is added to that state. One of which a state holds nothing, as after `start` or
+        `respond`, begins with this window; `start_paired` has them all on before the first. For BOLD, give the
+        potential to `power_activity` and `Balloon.scan`. Raises as `respond`, and:
 
         Args:
             state: As in `respond`.
@@ -202,19 +214,13 @@ class Twin(System):
         Raises:
             ConfigError: If there are more than four others.
         """
-        if len(others) > _OTHERS:
-            raise ConfigError(f"{len(others)} recordings beside the twin's own; give {_OTHERS} at most.")
-        window = self._window(state, stimulus, generator)
-        salts, responses = (_SENSOR, *range(_SETTLE + 1, _SALTS)), []
-        recordings = [(self.montage, self.sensing), *others.values()]
-        for salt, (montage, sensing) in zip(salts, recordings, strict=False):
-            signal_uv = sensing.signal_uv(
-                window.potential_mv, window.delivered, self.rate_hz, keys=state["key"],
-                salt=_SALTS * window.salt + salt,
-            )  # fmt: skip
-            responses.append(Response(montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered)))
-        own, *more = responses
-        return PairedWindow(own, dict(zip(others, more, strict=True)), window.potential_mv, window.after)
+        recordings, window = self._recordings(others), self._window(state, stimulus, generator)
+        signals, held = recordings.heard(state, window.potential_mv, window.delivered, state["key"], window.salt)
+        own, *more = (
+            Response(montage, signal_uv, self.rate_hz, outcomes=self._outcomes(window.delivered))
+            for montage, signal_uv in zip(recordings.montages, signals, strict=True)
+        )
+        return PairedWindow(own, dict(zip(others, more, strict=True)), window.potential_mv, window.after | held)
 
     def activity_mv(
         self, state: State, stimulus: Stimulus, generator: torch.Generator
@@ -223,8 +229,11 @@ class Twin(System):
 
         The same state, stimulus and seed give the same activity as in `respond`. Raises as `respond`.
         """
-        window = self._window(state, stimulus, generator)
-        return window.potential_mv, window.after
+        recordings, window = self._recordings({}), self._window(state, stimulus, generator)
+        if not recordings.stateful:
+            return window.potential_mv, window.after
+        held = recordings.heard(state, window.potential_mv, window.delivered, state["key"], window.salt)[1]
+        return window.potential_mv, window.after | held
 
     def delivered(self, state: State, stimulus: Stimulus) -> Stimulus:
         """What `respond` would deliver of a command from this state: the command itself without an actuator.
@@ -250,6 +259,26 @@ class Twin(System):
             "parameters_sha256": parameter_hash(replace(self, play=simulate)),
         }
 
+    def _settled(self, keys: Tensor, every: int) -> tuple[Tensor, Past | None, Tensor]:
+        """State and past at the beginning of a session, and the potential every so many steps before it."""
+        rest = self.circuit.rest
+        state = rest.expand(*keys.shape, *rest.shape[-2:])
+        steps = round(self.settle_s / self.dt_s)
+        if steps == 0:
+            past = None
+            if isinstance(self.circuit, Network) and steps_back(self.circuit, self.dt_s):
+                past = still_past(self.circuit, state, self.dt_s)
+            return state, past, self.circuit.potential_mv(state).unsqueeze(-1)
+        stride = math.gcd(steps, every)  # so that one reading falls `every` steps before the first window
+        settled = self._play(state, None, None, keys, _SETTLE, steps, stride)
+        heard_mv = settled.readings[..., steps % every // stride :: every // stride]
+        if steps < every:
+            heard_mv = self.circuit.potential_mv(settled.end).unsqueeze(-1)
+        return settled.end, settled.past, heard_mv
+
+    def _recordings(self, others: Mapping[str, tuple[Montage, Sensing]]) -> Recordings:
+        return recordings_of((self.montage, self.sensing), others, self.rate_hz)
+
     def _actuated(self, state: State, stimulus: Stimulus) -> tuple[Stimulus, State]:
         """What is delivered, and the device after it."""
         self._require_own(state, stimulus)
@@ -267,7 +296,7 @@ class Twin(System):
 
     def _window(self, state: State, stimulus: Stimulus, generator: torch.Generator) -> "_Window":
         delivered, device = self._actuated(state, stimulus)
-        salt = int(torch.randint(_KEY_SPAN // _SALTS, (), generator=generator, device=generator.device))
+        salt = int(torch.randint(_KEY_SPAN // SALTS, (), generator=generator, device=generator.device))
         steps = round(self.window_s / self.dt_s)
         drive, under_way = self._driven(state, delivered, steps)
         played = self._play(
@@ -275,13 +304,13 @@ class Twin(System):
             _restored(state),
             drive,
             state["key"],
-            _SALTS * salt + _PROCESS,
+            SALTS * salt + _PROCESS,
             steps,
             steps // self.samples,
         )
         after = {
             "circuit": played.end,
-            "drift": self._drifted(state, _SALTS * salt + _DRIFT),
+            "drift": self._drifted(state, SALTS * salt + _DRIFT),
             "key": _next_keys(state["key"]),
         }
         if self.vigilance is not None:
@@ -345,22 +374,6 @@ class Twin(System):
         fresh = row_noise(state["key"], (1,), salt, state["drift"])[..., 0]
         drifted: Tensor = kept * state["drift"] + math.sqrt(1 - kept**2) * fresh
         return drifted
-
-
-class PairedWindow(NamedTuple):
-    """One window as several recordings saw it.
-
-    Attributes:
-        response: Of the twin's own channels.
-        others: Of the other recordings, by name.
-        potential_mv: Of the regions, `[*batch, region, time]`.
-        after: The state after the window.
-    """
-
-    response: Response
-    others: dict[str, Response]
-    potential_mv: Tensor
-    after: State
 
 
 class _Window(NamedTuple):

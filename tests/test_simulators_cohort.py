@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from stimopt.errors import ConfigError, DataError, MontageError, ShapeError
-from stimopt.simulators.amplifier import Saturation
 from stimopt.simulators.artefact import Artefact
 from stimopt.simulators.cohort import cohort, jansen_rit_patient
 from stimopt.simulators.connectome import (
@@ -30,6 +29,7 @@ from stimopt.simulators.network import Network
 from stimopt.simulators.patient import VirtualPatient, load_patient
 from stimopt.simulators.population import JANSEN_RIT_RANGES, Population, Range
 from stimopt.simulators.populations import POPULATIONS, at_the_bedside
+from stimopt.simulators.rails import Saturation
 from stimopt.simulators.simulate import simulate
 from stimopt.simulators.twin import Twin
 from stimopt.stimulus import no_stimulus, pulse_train
