@@ -16,10 +16,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.ticker import NullLocator
 
+from stimopt.picture import WIDTH_IN, Figure, paint, save_picture
 from stimopt.simulators import JansenRit, Network, Trajectory, heun, read_connectome, rk4
 from stimopt.simulators.compiled import compiled_simulate, lane_waves
 from stimopt.simulators.compiled_delays import reads_of
@@ -472,24 +476,60 @@ def test_environment_steps_of_a_single_column():
     assert rows / least > 500_000
 
 
-def test_cost_grows_in_a_straight_line_with_time_rows_and_tracts(tracts):
+def growth(curve: list[tuple[int, float]]) -> float:
+    """The power of its size with which a cost grows: the slope of a straight line through the logarithms."""
+    sizes, seconds = np.log(np.array(curve)).T
+    return float(np.polyfit(sizes, seconds, 1)[0])
+
+
+def drawn_growth(curves: dict[str, list[tuple[int, float]]]) -> Figure:
+    """Cost against size, both in logarithms, beside a line of slope 1 through the largest size."""
+
+    def strokes(drawing: Any) -> None:
+        for axes, (name, curve) in zip(drawing.subplots(1, len(curves), sharey=True), curves.items(), strict=True):
+            sizes, seconds = np.array(curve).T
+            slope, level = np.polyfit(np.log(sizes), np.log(seconds), 1)
+            axes.loglog(sizes, 1e3 * seconds, "o", color="k", label="least of five")
+            axes.loglog(sizes, 1e3 * np.exp(level) * sizes**slope, color="k", label=f"fitted, slope {slope:.2f}")
+            axes.loglog(sizes, 1e3 * seconds[-1] * sizes / sizes[-1], "--", color="C3", label="slope 1")
+            axes.set(xlabel=name, xticks=sizes, xticklabels=[f"{size:.0f}" for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.legend()
+        drawing.axes[0].set_ylabel("CPU time, ms")
+
+    return paint((WIDTH_IN, 2.8), strokes, "What a simulation costs, by its length, its rows and its tracts.",
+                 "Three rising lines, none steeper than slope 1.")  # fmt: skip
+
+
+def test_a_growth_is_the_power_of_a_size():
+    assert growth([(1, 3.0), (2, 12.0), (4, 48.0)]) == pytest.approx(2.0)
+    assert growth([(10, 5.0), (20, 5.0), (40, 5.0)]) == pytest.approx(0.0)
+
+
+def test_cost_grows_in_a_straight_line_with_time_rows_and_tracts(tracts, tmp_path):
     """Twice the time, rows or tracts cost at most 2.6 times as much, where a quadratic cost would be 4.
 
-    The room is for a shared machine, whose caches others use too.
+    The room is for a shared machine, whose caches others use too. The picture goes to pytest's folder (`--basetemp`).
     """
     plain = network(tracts, True)
     curves: dict[str, list[tuple[int, float]]] = {"steps": [], "rows": [], "tracts": []}
-    for steps in (250, 500, 1000):
+    for steps in (250, 500, 1000, 2000):
         curves["steps"].append((steps, timed(Player(plain, ROWS, rk4, 1e-3, steps).play, 5)[0]))
-    for rows in (64, 128, 256):
+    for rows in (32, 64, 128, 256):
         curves["rows"].append((rows, timed(Player(network(tracts, True, rows), rows, rk4, 1e-3, 250).play, 5)[0]))
-    order = torch.rand(REGIONS, REGIONS, generator=generator(3))
-    for share in (0.25, 0.5, 1.0):
-        kept = (order < share) | (tracts[1] == tracts[1][tracts[0] > 0].max())
-        fewer = (tracts[0] * kept, tracts[1])
-        player = Player(network(fewer, True), ROWS, rk4, 1e-3, 250)
-        curves["tracts"].append((int((fewer[0] != 0).sum()), timed(player.play, 5)[0]))
+    order = torch.rand(REGIONS, REGIONS, generator=generator(3)).fill_diagonal_(1.0)
+    late_s = 0.00165 + 0.0445 * torch.rand(REGIONS, REGIONS, generator=generator(4), dtype=torch.float64)
+    late_s[0, 1], order[0, 1] = late_s.max() + 1e-3, 0.0  # the longest delay, and so the past, stays
+    for share in (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0):  # of all pairs; the connectome has a quarter
+        kept = (order < share).double()
+        player = Player(network((kept / REGIONS, kept * late_s), True), ROWS, rk4, 1e-3, 250)
+        curves["tracts"].append((int(kept.sum()), timed(player.play, 5)[0]))
+    picture = tmp_path / "cost_of_simulation.png"
+    save_picture(drawn_growth(curves), picture)
+    print(f"\nthe picture: {picture}")
     for name, curve in curves.items():
-        print(f"\n{name}:", ", ".join(f"{size}: {seconds * 1e3:.1f} ms" for size, seconds in curve))
+        figures = ", ".join(f"{size}: {seconds * 1e3:.1f} ms" for size, seconds in curve)
+        print(f"{name}: {figures}; grows with the power {growth(curve):.2f}")
+    for curve in curves.values():
         for (small, first), (large, second) in itertools.pairwise(curve):
             assert second / first < 1.3 * large / small
