@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from .columns import without_stacks
 from .compiled_step import Slots, Step, form
+from .integrate import Scheme
 from .regions_first import regions_first
 
 _OF_REGIONS = ("state.", "wave.", "drive.", "late.")
@@ -42,7 +43,9 @@ class Unit:
         return any(name.startswith(prefix) for name in self.names)
 
 
-_units: dict[Any, Unit] = {}  # code only: no value that a caller could change lives here
+# code, and the scheme that it was made from: one that holds numbers is known by its place in memory, which another one
+# would be given if it were let go
+_units: dict[Any, tuple[Unit, Scheme]] = {}
 _compiling = threading.Lock()
 
 
@@ -63,8 +66,8 @@ def compiled(step: Step, slots: Slots, pulled: Sequence[str] = ()) -> Unit:
         if key not in _units:
             if len(_units) >= _MOST_UNITS:
                 _units.pop(next(iter(_units)))
-            _units[key] = _compile(step, slots, pulled)
-        return _units[key]
+            _units[key] = _compile(step, slots, pulled), step.scheme
+        return _units[key][0]
 
 
 def _compile(step: Step, slots: Slots, pulled: Sequence[str]) -> Unit:
@@ -169,5 +172,17 @@ def _lowered(graph: GraphModule, names: list[str], examples: list[Tensor]) -> Un
     with torch.no_grad():
         # sizes are right by the unit's key; checking them again at each step takes as long as a small circuit's sums
         call = torch._inductor.compile(graph, kept, options={"size_asserts": False})
-        call(*kept)  # the machine code is made at the first call; an error belongs here
-    return Unit(tuple(name for name, used in zip(names, read, strict=True) if used), call)
+        made = call(*kept)  # the machine code is made at the first call; an error belongs here
+    laid = all(output.is_contiguous() for output in made)
+    slots = tuple(name for name, used in zip(names, read, strict=True) if used)
+    return Unit(slots, call if laid else _Laid(call))
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """Machine code whose compiler took a sum with nothing for a view of something larger, whatever the graph asks."""
+
+    call: Any
+
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        return [output.contiguous() for output in self.call(*given)]
