@@ -22,6 +22,8 @@ from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
 from stimopt.units import SECONDS_PER_MICROSECOND
 
+_LEAST_GAP = 0.5  # between contacts that follow each other, of the mean gap along their shaft
+
 
 def leading_current_ma(stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch input time"]:
     """Mean current of each sample in mA, from first phases alone, never negative.
@@ -54,8 +56,10 @@ def flowing_ma(stimulus: Stimulus) -> Float[Tensor, "*batch 2 contact"]:
     moment and what tissue feels of it do, where the sum of currents is halved on the way. Pairs three contacts apart
     and more, and what leaves for another shaft or a reference far off, count as in `leading_ma`.
     """
-    parts, shafts = [], along_shafts(stimulus.montage)
-    for contacts in shafts:
+    raw, shafts = leading_ma(stimulus), along_shafts(stimulus.montage)
+    alone = sorted(set(range(raw.shape[-1])) - {i for contacts in shafts for i in contacts})
+    parts = [raw[..., alone]]
+    for contacts in map(list, shafts):
         own = stimulus.amplitude_ma[..., contacts]
         net = own.sum(-1, keepdim=True)
         same = (own * net.sign()).clamp_min(0)
@@ -65,24 +69,28 @@ def flowing_ma(stimulus: Stimulus) -> Float[Tensor, "*batch 2 contact"]:
         counted = torch.stack([(way * x).clamp_min(0) for way in (-1, 1) for x in (given, -taken, apart)])
         hops = flow.abs().sum(-1) / ((own - apart).abs().sum(-1) / 2).clamp_min(1e-12)
         near = (3 - hops).clamp(0, 1)[..., None, None]  # 1 up to two contacts apart
-        raw = torch.stack([(-own).clamp_min(0), own.clamp_min(0)], -2)
-        parts.append(near * counted.unflatten(0, (2, 3)).sum(1).movedim(0, -2) + (1 - near) * raw)
-    return torch.cat(parts, -1)[..., torch.tensor(sum(shafts, ())).argsort()]
+        parts.append(near * counted.unflatten(0, (2, 3)).sum(1).movedim(0, -2) + (1 - near) * raw[..., contacts])
+    return torch.cat(parts, -1)[..., torch.tensor([*alone, *(i for s in shafts for i in s)]).argsort()]
 
 
 @lru_cache(maxsize=64)
 def along_shafts(montage: Montage) -> tuple[tuple[int, ...], ...]:
-    """Contacts of each shaft in their order along it; in the montage's where places are unknown."""
+    """Contacts of each shaft in their order along it; in the montage's where places are unknown.
+
+    Left out are single contacts, and those that do not follow each other, as in grids and around directional leads.
+    """
     shafts: dict[str, list[int]] = {}
     for number, contact in enumerate(montage.contacts):
         shafts.setdefault(contact.shaft, []).append(number)
-    found = []
-    for numbers in shafts.values():
+    found: list[tuple[int, ...]] = []
+    for numbers in (those for those in shafts.values() if len(those) > 1):
         place = montage.contact_position_mm[numbers]
-        if bool(place.isfinite().all()) and len(numbers) > 1:
-            axis = torch.linalg.svd(place - place.mean(0), full_matrices=False).Vh[0]
-            numbers = [numbers[i] for i in (place @ axis).argsort().tolist()]
-        found.append(tuple(numbers))
+        if not bool(place.isfinite().all()):
+            found.append(tuple(numbers))
+            continue
+        at, order = (place @ torch.linalg.svd(place - place.mean(0), full_matrices=False).Vh[0]).sort()
+        if bool(at.diff().min() > _LEAST_GAP * at.diff().mean()):
+            found.append(tuple(numbers[i] for i in order.tolist()))
     return tuple(found)
 
 

@@ -11,6 +11,7 @@ from linear_truth import shafts
 
 from stimopt.models.drive import (
     Tiring,
+    along_shafts,
     even_course,
     flowing_ma,
     leading_current_ma,
@@ -20,7 +21,7 @@ from stimopt.models.drive import (
     repeated_course,
     tired_current_ma,
 )
-from stimopt.montage import monopolar
+from stimopt.montage import Contact, monopolar
 from stimopt.stimulus import Stimulus, no_stimulus, pulse_train
 
 RATE_HZ, SAMPLES = 250.0, 125
@@ -97,6 +98,18 @@ def test_pairs_far_apart_other_shafts_and_single_contacts_count_as_they_are():
     two_shafts = shafts(4)
     across = replace(with_currents([0.0, -1.0, 1.0, 0.0], [-1.0, 0.0, 0.5, 0.5]), montage=two_shafts)
     assert torch.equal(flowing_ma(across), leading_ma(across))
+
+
+def test_contacts_that_do_not_follow_each_other_count_as_they_are():
+    """Three segments around a lead between two rings, and a grid of two rows."""
+    lead = [(0.0, 0.0, 0.0), (0.7, 0.0, 2.0), (-0.4, 0.6, 2.0), (-0.4, -0.6, 2.0), (0.0, 0.0, 4.0)]
+    grid = [(10.0 * i, 10.0 * j, 0.0) for j in range(2) for i in range(3)]
+    for places in (lead, grid):
+        montage = monopolar([Contact(f"C{i}", place, shaft="C") for i, place in enumerate(places)])
+        assert along_shafts(montage) == ()
+        current_ma = torch.randn(6, len(places), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        some = replace(with_currents(*[[0.0] * 4] * 6), montage=montage, amplitude_ma=current_ma)
+        torch.testing.assert_close(flowing_ma(some), leading_ma(some))
 
 
 @given(st.lists(st.floats(-5, 5), min_size=4, max_size=4))
