@@ -118,8 +118,8 @@ def crps(
 
 
 def gaussian_crps(
-    mean: Float[Tensor, "*batch"], scale: Float[Tensor, "*batch"], value: Float[Tensor, "*batch"]
-) -> Float[Tensor, "*batch"]:
+    mean: Float[Tensor, "*#batch"], scale: Float[Tensor, "*#batch"], value: Float[Tensor, "*#batch"]
+) -> Float[Tensor, "*shape"]:
     """Continuous ranked probability score of a value under a Gaussian, in the unit of the value, smaller is better."""
     z = (value - mean) / scale
     density = (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
