@@ -296,11 +296,10 @@ def _weights(
     for _ in range(_ROUNDS if len(prior) else 0):
         believed = doubt / (1 + ((weight - prior) / _LEAVING).square())
         weight = _drawn_to(gram, target, believed * gram.diagonal(), prior)
-    found = otherwise[some].clone()
-    found[moving] = weight.float()
-    whole = torch.zeros_like(otherwise)
-    whole[some] = found
-    return whole
+    found = torch.zeros_like(otherwise)
+    found[some] = otherwise[some]
+    found[some][moving] = weight.float()  # a view
+    return found
 
 
 def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor) -> Float[Tensor, " _"]:

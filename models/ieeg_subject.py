@@ -208,8 +208,8 @@ def shots_of(
     response, there = (empty, empty.bool()) if response_uv is None else _scaled(subject, response_uv, like)
     current_ma = flowing_ma(stimulus)
     charge_ma_us = current_ma * stimulus.pulse_width_us[..., None, None]
-    more = current_ma.sum((-2, -1)) / like.abs().sum(-1).clamp_min(1e-12)  # than the sum of currents says
-    counted = replace(stimulus, amplitude_ma=torch.where(like.abs().sum(-1) > 0, more, 1.0).unsqueeze(-1) * like)
+    more = current_ma.sum((-2, -1)) / like.abs().sum(-1).clamp_min(1e-12)  # than the sum of currents; 0 for silence
+    counted = replace(stimulus, amplitude_ma=more.unsqueeze(-1) * like)
     return Shots(
         scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
         repeated_course(stimulus, context.rate_hz, samples, FADING_S),
