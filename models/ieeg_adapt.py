@@ -7,6 +7,7 @@ Levels, cheapest first; each is the one before it and more, but for "low-rank" a
                 each of them asks for when the others are read
     residual    and a closed-form correction of what they leave over
     blended     or a linear model of the patient's beside the network, each weighed by trials at other sites
+    sources     and circuits of sources in the patient's tissue beside these, fitted by gradient steps (half a minute)
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
 
@@ -40,12 +41,14 @@ from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundat
 from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
+from .ieeg_sourced import fit_ieeg_sourced, sourceable
 from .ieeg_subject import Shots
 from .low_rank import changed, full_changes, low_rank_changes
 
 LEVELS = ("rest", "context", "residual", "low-rank", "full")
 CLOSED_FORM = LEVELS[:3]
 """Levels that take no gradient step."""
+_BLENDS = ("blended", "sources")
 _FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
 _FEWEST_TEMPERED = 4
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
@@ -195,24 +198,26 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; a level of `LEVELS`; or
-            "auto", which chooses among those in closed form.
+        adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; "sources", which where
+            the place of a contact is not known is "blended"; a level of `LEVELS`; or "auto", which chooses among those
+            in closed form.
 
     Raises:
         ConfigError: If `adapt` is unknown.
         DataError: If the windows are longer than the model's horizon, or there are too few trials for the level.
     """
-    if adapt not in ("auto", "blended", *LEVELS):
-        raise ConfigError(f"adapt is {adapt!r}; give auto, blended, {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.")
+    if adapt not in ("auto", *_BLENDS, *LEVELS):
+        raise ConfigError(f"adapt is {adapt!r}; give auto, {', '.join((*_BLENDS, *LEVELS[:-1]))} or {LEVELS[-1]}.")
     model, response = load_foundation(checkpoint), trials.response
     montage, rest = response.montage, rest or trials.context
     if adapt == "auto":
         return _adapt(model, montage, rest, trials, seed=seed).forecaster
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
-    if adapt == "blended" and blendable(trials):
-        return fit_ieeg_blended(whole, trials, seed=seed)
-    return at_level(whole, "context" if adapt == "blended" else adapt, seed=seed)
+    if adapt not in _BLENDS or not blendable(trials):
+        return at_level(whole, "context" if adapt in _BLENDS else adapt, seed=seed)
+    blend = fit_ieeg_blended(whole, trials, seed=seed)
+    return fit_ieeg_sourced(blend, trials, seed=seed) if adapt == "sources" and sourceable(blend) else blend
 
 
 _adapt = adapt  # an option of the function above has its name

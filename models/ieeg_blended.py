@@ -71,6 +71,11 @@ class BlendedForecaster(Forecaster):
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
+        told, _ = self.parts(context, stimulus)
+        return self.plain.in_uv(*told, stimulus)
+
+    def parts(self, context: Context, stimulus: Stimulus) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Mean, scale and factors in units of spread, `[row, ...]`, and the mean without a stimulus."""
         mean, scale, factors = self.plain.told(self.plain.answer(context, stimulus))
         quiet = _quiet(self.plain, context, stimulus).reshape(mean.shape)
         spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
@@ -82,7 +87,7 @@ class BlendedForecaster(Forecaster):
             effects.append(untold - _quiet(self._untold, context, stimulus).reshape(mean.shape))
         blended = quiet + sum(weight[:, i] * effect for i, effect in enumerate(effects))
         wide = (share @ mean.new_tensor(self.wider))[:, None, None]
-        return self.plain.in_uv(blended, wide * scale, wide.unsqueeze(-1) * factors, stimulus)
+        return (blended, wide * scale, wide.unsqueeze(-1) * factors), quiet
 
     @cached_property
     def _untold(self) -> FoundationForecaster:
@@ -149,13 +154,13 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
             f"a blend needs at least {FEWEST} trials, all samples finite, got {len(trials)}; use 'context', which "
             "reads around what is missing."
         )
-    held = [_Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
+    held = [Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
     loud = trials.stimulus.amplitude_ma[~trials.stimulus.silent]
     sites = torch.unique(_shares(loud).round(decimals=6), dim=0)
     doubts = tuple(prior / max(1, len(sites)) for prior in _PRIOR_SITES)
     at_new = _weights(held, _BLENDED, doubts, torch.tensor([1.0, 0.0, 0.0]))
     far = _weights(held, _UNTOLD, doubts[:1], torch.tensor([0.0, 0.0, 1.0]))
-    again = [_Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
+    again = [Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
     again = [part.at_seen_sites() for part in again]
     at_any = sum(int(part.loud.sum()) for part in again)
     at_seen = _weights(again, _BLENDED, (_PRIOR_TRIALS / max(1, at_any),) * 2, at_new)
@@ -215,7 +220,7 @@ def _shares(amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*ba
 
 
 @dataclass(frozen=True)
-class _Held:
+class Held:
     """Trials of a part, forecast from the others, in units of spread.
 
     Attributes:
@@ -235,7 +240,7 @@ class _Held:
     seen: Tensor
 
     @classmethod
-    def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "_Held":
+    def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "Held":
         """Forecast these trials from all others."""
         rest, lead = others_of(len(trials), held), plain.window.lead
         past, own = plain.past.pick(rest[-MOST_PAST:]), plain.past.pick(held)
@@ -251,7 +256,7 @@ class _Held:
         seen = seen_share(current[held], _shares(current[rest][~trials.stimulus.silent[rest]])) > _SAME
         return cls(effects, left, wide, good, ~trials.stimulus.silent[held], seen)
 
-    def at_seen_sites(self) -> "_Held":
+    def at_seen_sites(self) -> "Held":
         """Without the stimulated trials whose site the others had not."""
         known = self.seen | ~self.loud
         return replace(self, loud=self.loud & self.seen, good=self.good & known[:, None, None])
@@ -278,7 +283,7 @@ def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Ten
 
 
 def _weights(
-    held: list[_Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
+    held: list[Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
 ) -> Float[Tensor, "3"]:
     """Least squares between 0 and 1, as if for each a further share of `doubts` had been forecast by `otherwise`.
 

@@ -8,20 +8,25 @@ from torch import Tensor
 from .ieeg_blended import BlendedForecaster
 from .ieeg_foundation import FoundationForecaster, FoundationModel
 from .ieeg_residual import ResidualForecaster
+from .ieeg_sourced import SourcedForecaster
 
 
 class SavedFoundation:
     """Restores whichever of them was saved; a patient's own may carry a correction beside the past trials."""
 
-    forecasters: ClassVar[tuple[type, ...]] = (FoundationForecaster, ResidualForecaster, BlendedForecaster)
+    forecasters: ClassVar[tuple[type, ...]] = (
+        FoundationForecaster, ResidualForecaster, BlendedForecaster, SourcedForecaster,
+    )  # fmt: skip
 
     @classmethod
     def restore(
         cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
-    ) -> FoundationModel | FoundationForecaster | ResidualForecaster | BlendedForecaster:
-        """What `export` of one of the four took apart."""
+    ) -> FoundationModel | FoundationForecaster | ResidualForecaster | BlendedForecaster | SourcedForecaster:
+        """What `export` of one of the five took apart."""
         if "model" not in config:
             return FoundationModel.restore(config, tensors)
+        if "sources" in config:
+            return SourcedForecaster.restore(config, tensors)
         if "linear" in config:
             return BlendedForecaster.restore(config, tensors)
         corrected = any(name.startswith("landmarks.") for name in tensors)
