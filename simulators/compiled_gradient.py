@@ -22,7 +22,7 @@ from .compiled_delays import past_of_strip
 from .compiled_reading import Echoes, Reader, itself
 from .compiled_strip import Strip
 from .compiled_unit import Unit
-from .compiled_walk import Course, Seats, columns_of, pushes, reads_per_step, state_of, walk
+from .compiled_walk import Course, Seats, columns_of, pushes_back, reads_per_step, state_of, walk
 from .simulate import Reading, Trajectory
 
 _PUSHES = ("waves", "drive")
@@ -140,16 +140,16 @@ class _Back:
         seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given}, names)
         echoes = Echoes(course, reading, read, first, every, self.states)
         each = len(self.heard) // course.steps
+        pushed = pushes_back(self.given, course.steps)
         for begin in reversed(range(0, course.steps, course.ahead)):
             count = min(course.ahead, course.steps - begin)
-            pushed = pushes(self.given, begin, count)
             edges: Sequence[Tensor] = ears.block(count, full=count == course.ahead).unbind(0) if ears else ()
             for k in reversed(range(count)):
                 number = begin + k
                 columns = list(self.states[number * course.states : (number + 1) * course.states])
                 late = self.heard[number * each : (number + 1) * each]
                 pulls = [*pull, edges[k].view(len(edges[k]), -1, *course.batch_shape)] if ears else pull
-                found = seats.filled([*columns, *late, *pushed[k], *pulls])
+                found = seats.filled([*columns, *late, *next(pushed), *pulls])
                 cotangents = dict(zip(self.pulled, found, strict=True))
                 pull = [
                     cotangents[name] if (name := f"state.{i}") in cotangents else torch.zeros_like(columns[i])

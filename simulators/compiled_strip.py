@@ -24,12 +24,18 @@ class Strip:
         rows: To begin with, `[region, step, part, lane]`; copied.
         coming: Steps that will be appended; after so many the ring begins where its memory does.
         still: Whether all steps are alike and nobody else needs them: then they are written over, not copied.
+        ring: Memory to copy them to; new where it is not given.
     """
 
-    def __init__(self, rows: Tensor, coming: int = 0, still: bool = False) -> None:
+    def __init__(self, rows: Tensor, coming: int = 0, still: bool = False, ring: Tensor | None = None) -> None:
         self.oldest = -coming % rows.shape[1]
         first = rows.shape[1] - self.oldest
-        self.ring = rows.contiguous() if still else torch.cat([rows[:, first:], rows[:, :first]], 1)
+        if still:
+            self.ring = rows.contiguous()
+            return
+        self.ring = rows.new_empty(rows.shape) if ring is None else ring
+        self.ring[:, : self.oldest] = rows[:, first:]
+        self.ring[:, self.oldest :] = rows[:, :first]
 
     def append(self, row: Tensor) -> None:
         """One more step, `[region, part, lane]`, in the place of the oldest."""

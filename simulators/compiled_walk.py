@@ -8,9 +8,10 @@ memory as the units read it, [region, *batch].
     turns   tangents of some of these, by the same names, once for each direction
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -26,7 +27,7 @@ from .integrate import MIDDLE
 
 Given: TypeAlias = Mapping[str, Tensor]
 Watch = Callable[[int, list[Tensor], list[Tensor]], None]  # step number, columns, what arrives at its stages
-_BLOCK = 64  # steps whose noise and drive are put in order at once, where no delay says less
+_BLOCK = 64  # steps whose noise and drive are put in order at once; and of a block, where no delay says less
 _STAGES = 3
 
 
@@ -124,11 +125,23 @@ def _pushed(given: Given, prefix: str) -> list[str]:
 
 
 def _pushes_of(parts: Sequence[Given], begin: int, count: int) -> list[list[Tensor]]:
-    by_part = [pushes(part, begin, count) for part in parts]
+    by_part = [_pushes(part, begin, count) for part in parts]
     return [[push for pushed in step for push in pushed] for step in zip(*by_part, strict=True)]
 
 
-def pushes(given: Given, begin: int, count: int) -> list[list[Tensor]]:
+def pushes_back(given: Given, steps: int) -> Iterator[list[Tensor]]:
+    """Those of values, from the last step to the first."""
+    for begin in reversed(range(0, steps, _BLOCK)):
+        yield from reversed(_pushes(given, begin, min(_BLOCK, steps - begin)))
+
+
+def _all_pushes(parts: Sequence[Given], steps: int) -> Iterator[list[Tensor]]:
+    """Of one step after the other; put in order by many at once, however short the shortest delay is."""
+    for begin in range(0, steps, _BLOCK):
+        yield from _pushes_of(parts, begin, min(_BLOCK, steps - begin))
+
+
+def _pushes(given: Given, begin: int, count: int) -> list[list[Tensor]]:
     """What is in the slots of noise and drive at each step of a block."""
     steps: list[list[Tensor]] = [[] for _ in range(count)]
     if "waves" in given:
@@ -173,17 +186,16 @@ def walk(
     parts = [given, *turns]
     columns = [column for part in parts for column in columns_of(part["start"])]
     seats = Seats(unit, _fixed(parts), course.names(parts))
-    ears = _ears(course, [Strip(part["strip"], course.steps, still) for part in parts], unit) if course.reads else []
+    ears = _ears(course, _strips(course, given, turns, still), unit) if course.reads else []
+    pushed = _all_pushes(parts, course.steps)
     for begin in range(0, course.steps, course.ahead):
-        count = min(course.ahead, course.steps - begin)
-        pushed = _pushes_of(parts, begin, count)
         heard = [ear.block() for ear in ears]
-        for k, push in enumerate(pushed):
+        for k, push in enumerate(islice(pushed, course.ahead)):
             late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
             watch(begin + k, columns, late[0] if late else [])
             outputs = seats.filled([*columns, *(one for arriving in late for one in arriving), *push])
             each = len(outputs) // len(parts)
-            columns = [column for first in range(0, len(outputs), each) for column in outputs[first:][: course.states]]
+            columns = [x for first in range(0, len(outputs), each) for x in outputs[first : first + course.states]]
             for number, ear in enumerate(ears, 1):
                 ear.hear(outputs[number * each - 1])
     return columns, [ear.strip.rows for ear in ears]
@@ -199,17 +211,21 @@ class Seats:
     """
 
     def __init__(self, unit: Unit, fixed: Given, names: Sequence[str]) -> None:
-        place = {name: i for i, name in enumerate(names)}
-        self.call = unit.call
-        self.inputs = [fixed.get(name) for name in unit.names]
-        self.open = [(i, place[name]) for i, name in enumerate(unit.names) if name not in fixed]
+        place = {name: i for i, name in enumerate([*names, *fixed])}
+        self.call, self.fixed = unit.call, list(fixed.values())
+        self.order = [place[name] for name in unit.names]
 
     def filled(self, values: Sequence[Tensor]) -> list[Tensor]:
         """The outputs of the unit."""
-        inputs = self.inputs.copy()
-        for i, place in self.open:
-            inputs[i] = values[place]
-        return list(self.call(*inputs))
+        inputs = [*values, *self.fixed]
+        return list(self.call(*[inputs[i] for i in self.order]))
+
+
+def _strips(course: Course, given: Given, turns: Sequence[Given], still: bool) -> list[Strip]:
+    """Of values and of their tangents, those in one memory: so they are one tensor when the walk is over."""
+    rings = given["strip"].new_empty(len(turns), *given["strip"].shape)
+    turned = [Strip(turn["strip"], course.steps, ring=ring) for turn, ring in zip(turns, rings, strict=True)]
+    return [Strip(given["strip"], course.steps, still), *turned]
 
 
 def _ears(course: Course, strips: Sequence[Strip], unit: Unit) -> list["_Ears"]:
