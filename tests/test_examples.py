@@ -38,11 +38,9 @@ def read(path):
     return read_study(path) if path.name in STUDIES else read_experiment(path)
 
 
-# Rows of published pages that lie outside their tolerance: the Epileptor's page says that its 4150 units stand beside
-# 15000 of another run, with another detector; a cube that drifts cannot be simulated as it was released; a quarter of a
-# second is too short for an error index
+# Rows of published pages that lie outside their tolerance: a cube that drifts cannot be simulated as it was released; a
+# quarter of a second is too short for an error index
 KNOWN_OUTSIDE = {
-    "published_nuclei": ["and how much more"],
     "published_ensembles": [
         "environment 2: scored beta under pulses of 5, share of none",
         "environment 2: the same under random pulses, -5 to 5",
