@@ -5,7 +5,7 @@ once; four of these share each pass of values, so that a further parameter costs
 first. Each tangent reads a past of its own, as large as that of the values; those of a group lie
 in one memory, so that they leave as they are. Jansen-Rit, 76 regions, 64 rows, a loss of band
 power included, in passes for one parameter alone and for each of four at once: without delays 1.7
-and 0.9, with delays at 0.1 ms (Heun) 2.2 and 1.3, at 1 ms (RK4) 2.0 and 1.6. A step of values and
+and 0.9, with delays at 0.1 ms (Heun) 2.2 and 1.3, at 1 ms (RK4) 2.1 and 1.7. A step of values and
 one tangent costs 1.6 of values alone, the sums over two pasts 2 to 3 of those over one: a past is
 27 MB at 0.1 ms, and two leave a cache of 32 MB.
 
