@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from scipy.integrate import solve_ivp
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.errors import CheckpointError, ConfigError, DataError
+from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
-from stimopt.models.ieeg_foundation import FoundationModel
+from stimopt.models.ieeg_foundation import FoundationForecaster, FoundationModel
 from stimopt.models.ieeg_saved import SavedFoundation
-from stimopt.models.ieeg_sourced import fit_ieeg_sourced
+from stimopt.models.ieeg_sourced import SourcedForecaster, fit_ieeg_sourced
 from stimopt.models.ieeg_sources import (
     KIND,
     STEP_HZ,
@@ -298,6 +300,15 @@ def test_sources_need_places(blend, trials):
     nowhere = replace(blend, plain=replace(plain, window=replace(plain.window, montage=lost)))
     with pytest.raises(DataError, match="need position_mm of every contact"):
         fit_ieeg_sourced(nowhere, trials)
+
+
+def test_sources_are_asked_for_by_name(trials, monkeypatch):
+    """With too few trials the frozen model stays, as in a blend."""
+    monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1, steps=2))
+    made = ieeg_adapt.fit_ieeg_adapted(trials[:10], adapt="sources")
+    assert isinstance(made, SourcedForecaster)
+    assert made.sources.model.size == load_sources().size
+    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:7], adapt="sources"), FoundationForecaster)
 
 
 def test_the_shipped_sources_say_what_they_are():
