@@ -113,9 +113,7 @@ def train_ieeg_sources(
         ConfigError: If the recipe is wrong, or an option of a machine is given.
         DataError: If there are recordings, or no patient of the corpora has effects.
     """
-    plain = dict(recipe)
-    size = checked(SourceSize, plain.pop("size", {}))
-    how = checked(SourceRecipe, {**plain, "size": size})
+    how = source_recipe_of(recipe)
     if machine:
         raise ConfigError(f"machine has {', '.join(machine)}; circuits are learned on one core, leave it out.")
     corpora, validation, recordings = gather()
@@ -140,6 +138,16 @@ def train_ieeg_sources(
     }  # fmt: skip
     save_checkpoint(out, KIND, model, card)
     return metrics
+
+
+def source_recipe_of(plain: Mapping[str, Any]) -> SourceRecipe:
+    """A recipe from plain values, such as a file's; what is left out has its default.
+
+    Raises:
+        ConfigError: If a key is unknown or a value of another type.
+    """
+    size = checked(SourceSize, plain.get("size", {}))
+    return checked(SourceRecipe, {**plain, "size": size})
 
 
 def effects_of(records: Sequence[PatientRecord]) -> list[Effects]:

@@ -220,6 +220,7 @@ FORECASTERS = (
     smooth(fit_ieeg_adapted, trials, adapt="context"),
     smooth(fit_ieeg_adapted, trials, adapt="residual"),
     smooth(fit_ieeg_adapted, trials, adapt="blended"),
+    smooth(fit_ieeg_adapted, trials, adapt="sources"),
     plain(fit_nearest, trials),
     plain(fit_other_sites, trials),
     smooth(fit_distance_decay, trials),

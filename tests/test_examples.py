@@ -15,6 +15,7 @@ from stimopt.assembly import require_buildable, setting_of
 from stimopt.config import Experiment, Study, read_experiment, read_study
 from stimopt.models import load_foundation
 from stimopt.models.ieeg_recipe import recipe_of
+from stimopt.models.ieeg_sources_training import source_recipe_of
 from stimopt.pretraining import read_pretraining
 from stimopt.published import near, publish, section
 
@@ -171,7 +172,8 @@ def source():
 @pytest.mark.parametrize("path", PRETRAININGS, ids=lambda path: path.stem)
 def test_every_pretraining_file_is_read_and_is_a_recipe(path):
     plan = read_pretraining(path)
-    assert recipe_of({**plan.recipe, "seed": plan.seed}).steps == plan.recipe["steps"]
+    read = {"ieeg-foundation": recipe_of, "ieeg-sources": source_recipe_of}[plan.trainer]
+    assert read({**plan.recipe, "seed": plan.seed}).steps == plan.recipe["steps"]
 
 
 def test_the_shipped_checkpoint_has_the_size_that_its_recipe_says():
