@@ -199,8 +199,8 @@ def fit_ieeg_adapted(
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
         adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; "sources", which where
-            the place of a contact is not known is "blended"; a level of `LEVELS`; or "auto", which chooses among those
-            in closed form.
+            the place of a contact is not known, or trials reach the senses, is "blended"; a level of `LEVELS`; or
+            "auto", which chooses among those in closed form.
 
     Raises:
         ConfigError: If `adapt` is unknown.
@@ -216,8 +216,9 @@ def fit_ieeg_adapted(
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
     if adapt not in _BLENDS or not blendable(trials):
         return at_level(whole, "context" if adapt in _BLENDS else adapt, seed=seed)
-    blend = fit_ieeg_blended(whole, trials, seed=seed)
-    return fit_ieeg_sourced(blend, trials, seed=seed) if adapt == "sources" and sourceable(blend) else blend
+    if adapt == "sources" and sourceable(trials):
+        return fit_ieeg_sourced(whole, trials, seed=seed)
+    return fit_ieeg_blended(whole, trials, seed=seed)
 
 
 _adapt = adapt  # an option of the function above has its name

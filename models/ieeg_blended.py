@@ -32,6 +32,7 @@ from torch import Tensor
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus, no_stimulus
+from stimopt.tensors import named_under
 
 from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
@@ -118,13 +119,8 @@ class BlendedForecaster(Forecaster):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BlendedForecaster":
         """See Saveable."""
-        own: dict[str, dict[str, Tensor]] = {"plain": {}, "linear": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part in own:
-                own[part][name] = value
-        plain = FoundationForecaster.restore(config, own["plain"])
-        linear = ImpulseForecaster.restore(config["linear"], own["linear"])
+        plain = FoundationForecaster.restore(config, named_under(tensors, "plain."))
+        linear = ImpulseForecaster.restore(config["linear"], named_under(tensors, "linear."))
         far, new, seen = config["wider"]
         return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen))
 

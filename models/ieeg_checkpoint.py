@@ -5,7 +5,6 @@ which it can be made again, or made early from a run that still goes on.
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from stimopt.errors import DataError
 from stimopt.forecaster import Trials
 
 from .ieeg_batches import Draw, Patient, patient_of
-from .ieeg_corpus import PatientRecord, corpus_hash, read_in_pairs, read_record, records_in
+from .ieeg_corpus import PatientRecord, described, read_in_pairs, read_record, records_in
 from .ieeg_foundation import KIND, FoundationModel
 from .ieeg_judging import PASTS, coverage_apart, error_ratios, fitted_temper, judged
 from .ieeg_pretrain import Machine, begun, pretrain, read_run, with_weights
@@ -177,13 +176,8 @@ def patients_of(records: Sequence[PatientRecord]) -> list[Patient]:
 
 
 def _training_data(records: Sequence[PatientRecord], corpora: Sequence[Path], recipe: Recipe, command: str) -> str:
-    families = ", ".join(f"{family} {count}" for family, count in sorted(Counter(r.family for r in records).items()))
-    hashes = ", ".join(corpus_hash(folder)[:16] for folder in corpora) or "none"
-    trials, kinds = sum(len(record.trials) for record in records), {record.simulated for record in records}
+    kinds = {record.simulated for record in records}
     mixed = "Trained on simulations and on recordings. " if len(kinds) == 2 else ""
     if recipe.start_from is not None:
         mixed += f"Begun from trained weights of sha256 {recipe.start_from[1]}, which have a card of their own. "
-    return mixed + (
-        f"{len(records)} patients with {trials} trials (patients of each family: {families}); sha256 of corpora begin "
-        f"with {hashes}. Made by '{command}'."
-    )
+    return f"{mixed}{described(records, corpora)} Made by '{command}'."

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -347,3 +348,14 @@ def _stimulus(montage: Montage, of: str, left: dict[str, Tensor]) -> Stimulus:
     """The stimulus made of what is taken out of `left`."""
     amplitude, frequency, width, pulses, onset, gap = (left.pop(f"{of}.{name}") for name in _NUMBERS)
     return Stimulus(montage, amplitude, frequency, width, pulses, onset, gap)
+
+
+def described(records: Sequence[PatientRecord], corpora: Sequence[Path]) -> str:
+    """A sentence for a model card: how many patients, of which families, and the hashes of their corpora."""
+    families = ", ".join(f"{family} {count}" for family, count in sorted(Counter(r.family for r in records).items()))
+    hashes = ", ".join(corpus_hash(folder)[:16] for folder in corpora) or "none"
+    trials = sum(len(record.trials) for record in records)
+    return (
+        f"{len(records)} patients with {trials} trials (patients of each family: {families}); sha256 of corpora begin "
+        f"with {hashes}."
+    )

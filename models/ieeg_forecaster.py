@@ -21,7 +21,7 @@ from stimopt.features import band_power
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.response import Response
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import generator, map_tensors, named_under
 
 from .folds import folds_of
 from .ieeg_network import IeegNetwork, NetworkSize, stimulus_features
@@ -88,8 +88,8 @@ class IeegForecaster(Forecaster):
         window = window_from_dict(config["window"])
         network = IeegNetwork(NetworkSize(**config["size"]), window.montage, tensors["buffer.fingerprint"], 1.0,
                               generator(0, "restore"))  # fmt: skip
-        network.load_state_dict({**network.state_dict(), **_named(tensors, "buffer.")})
-        weights = tuple(_named(tensors, f"member{i}.") for i in range(config["members"]))
+        network.load_state_dict({**network.state_dict(), **named_under(tensors, "buffer.")})
+        weights = tuple(named_under(tensors, f"member{i}.") for i in range(config["members"]))
         names = {name for name, _ in network.named_parameters()}
         if any(set(member) != names for member in weights):
             raise CheckpointError(f"each member needs the {len(names)} weights of this network; fit or copy it again.")
@@ -228,7 +228,3 @@ def _fingerprint(trials: Trials, spread: Tensor) -> Float[Tensor, "channel featu
         power = band_power(context, (low, high)).mean(0) if held else torch.zeros_like(spread)
         powers.append((power / spread.square() + 1e-3).log() / 4)
     return torch.stack(powers, -1)
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

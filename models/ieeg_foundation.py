@@ -25,7 +25,7 @@ from stimopt.errors import CheckpointError, DataError, ShapeError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus, no_stimulus
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import generator, map_tensors, named_under
 
 from .ieeg_answer import Answer, Ongoing
 from .ieeg_recall import Recall, ask, recall
@@ -35,7 +35,7 @@ from .ieeg_waves import HORIZON_S, PATCH_S, patch_samples
 from .window import Window, _same, window_from_dict
 
 KIND = "ieeg-foundation"
-SHIPPED = ("ieeg-tiny",)
+SHIPPED = ("ieeg-tiny", "ieeg-sources")
 _WINDOWS = 256  # forecast at once
 
 
@@ -210,8 +210,8 @@ class FoundationForecaster(Forecaster):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "FoundationForecaster":
         """See Saveable."""
-        model = FoundationModel.restore(config["model"], _named(tensors, "weight."))
-        parts = Subject(**_named(tensors, "subject.")), Shots(**_named(tensors, "past."))
+        model = FoundationModel.restore(config["model"], named_under(tensors, "weight."))
+        parts = Subject(**named_under(tensors, "subject.")), Shots(**named_under(tensors, "past."))
         return cls(window_from_dict(config["window"]), model, *parts, temper=float(config["temper"]))
 
 
@@ -221,7 +221,7 @@ def load_foundation(name_or_folder: str | Path = "ieeg-tiny") -> FoundationModel
     Raises:
         CheckpointError: If there is none, or anything in it is not as its card says.
     """
-    model = load_checkpoint(_folder(name_or_folder), {KIND: FoundationModel})
+    model = load_checkpoint(checkpoint_folder(name_or_folder), {KIND: FoundationModel})
     if not isinstance(model, FoundationModel):
         raise CheckpointError(f"{name_or_folder} holds no foundation model; give the folder of one.")
     return model
@@ -229,12 +229,13 @@ def load_foundation(name_or_folder: str | Path = "ieeg-tiny") -> FoundationModel
 
 def foundation_card(name_or_folder: str | Path = "ieeg-tiny") -> dict[str, str]:
     """What a checkpoint says of itself: training data, metrics, limits, and how many weights it holds."""
-    folder = _folder(name_or_folder)
+    folder = checkpoint_folder(name_or_folder)
     count = sum(math.prod(shape) for _, shape in read_config(folder)["tensors"].values())
     return {**checkpoint_card(folder), "Weights": f"{count:,}"}
 
 
-def _folder(name_or_folder: str | Path) -> Path:
+def checkpoint_folder(name_or_folder: str | Path) -> Path:
+    """Of a shipped checkpoint by its name; anything else is the folder."""
     if str(name_or_folder) in SHIPPED:
         return Path(str(files("stimopt.models").joinpath("checkpoints", str(name_or_folder))))
     return Path(name_or_folder)
@@ -295,7 +296,3 @@ def _joined(parts: list[Answer], shared: bool) -> Answer:
     read = [part.ongoing for part in parts[:1] if shared] or [part.ongoing for part in parts]
     ongoing = Ongoing(torch.cat([one.token for one in read]), torch.cat([one.patch for one in read]))
     return Answer(**whole, ongoing=ongoing)
-
-
-def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from stimopt.errors import CheckpointError, ConfigError
-from stimopt.tensors import generator, map_tensors, stream_seed
+from stimopt.tensors import generator, map_tensors, named_under, stream_seed
 
 from .ieeg_batches import Batch, Patient, draw_batch
 from .ieeg_judging import PASTS, judged
@@ -174,7 +174,7 @@ def read_run(folder: Path) -> tuple[Recipe, IeegTransformer, int]:
     recipe = _recipe(folder)
     state, told = _state(folder)
     network = IeegTransformer(recipe.size, generator(recipe.seed, "weights"))
-    return recipe, with_weights(network, _named(state, "averaged.")), int(told["step"])
+    return recipe, with_weights(network, named_under(state, "averaged.")), int(told["step"])
 
 
 def _fabric(machine: Machine) -> Any:
@@ -313,8 +313,8 @@ def _restore(run: _Run, folder: Path) -> None:
             "batches; start as many, or choose another folder."
         )
     run.step = int(told["step"])
-    run.network.load_state_dict(_named(state, "network."))
-    run.averaged = {name: value.to(run.averaged[name]) for name, value in _named(state, "averaged.").items()}
+    run.network.load_state_dict(named_under(state, "network."))
+    run.averaged = {name: value.to(run.averaged[name]) for name, value in named_under(state, "averaged.").items()}
     keys = sorted({name.split(".", 2)[1] for name in state if name.startswith("moment.")})
     for name, parameter in run.network.named_parameters():
         moments = {key: state[f"moment.{key}.{name}"] for key in keys if f"moment.{key}.{name}" in state}
@@ -341,10 +341,6 @@ def _recipe(folder: Path) -> Recipe:
 def _plain(recipe: Recipe) -> dict[str, Any]:
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
     return plain
-
-
-def _named(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def _lines_until(log: Path, step: int) -> bytes:

@@ -27,7 +27,7 @@ from torch.func import functional_call
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import map_tensors
+from stimopt.tensors import map_tensors, named_under
 
 from .folds import folds_of, others_of
 from .ieeg_answer import Answer
@@ -103,12 +103,9 @@ class ResidualForecaster(Forecaster):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "ResidualForecaster":
         """See Saveable."""
-        own: dict[str, dict[str, Tensor]] = {"plain": {}, "landmarks": {}, "": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".") if "." in key else ("", "", key)
-            own[part][name] = value
-        plain = FoundationForecaster.restore(config, own["plain"])
-        return cls(plain, Landmarks(**own["landmarks"]), **own[""])
+        plain = FoundationForecaster.restore(config, named_under(tensors, "plain."))
+        own = {name: value for name, value in tensors.items() if "." not in name}
+        return cls(plain, Landmarks(**named_under(tensors, "landmarks.")), **own)
 
 
 def fit_ieeg_residual(plain: FoundationForecaster, *, seed: int = 0, folds: int = 5) -> ResidualForecaster:

@@ -5,10 +5,11 @@
 Sources, see `ieeg_sources`, are fitted to what the trials left over the quiet forecast, each sample weighed by the
 noise that was forecast, and to what the blend expects of stimuli that nobody gave, all over the implant, as if a
 quarter of an effect's power were its error. So where trials are silent the circuits say what the network says, as far
-as tissue can do that. c is what fits trials best whose sites neither the network nor the circuits were told of, drawn
-towards a half, and no more than that: sites are few, and halves were best on simulated patients kept for validation
-even where trials asked for more. At a site with a past the circuits know the patient better than a network that read
-the same trials in passing.
+as tissue can do that. c is what fits trials best at sites that neither the network nor the circuits were told of, drawn
+towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation even
+where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of every
+trial, which flatters them a little. A stimulus that reaches the senses is the blend's alone. At a site with a past the
+circuits know the patient better than a network that read the same trials in passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
 (a small model taught by a large one).
@@ -21,14 +22,17 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus, no_stimulus
-from stimopt.tensors import generator
+from stimopt.tensors import concatenate, generator, map_tensors, named_under
 
 from .folds import site_parts
-from .ieeg_blended import BlendedForecaster, Held, untold
+from .ieeg_blended import BlendedForecaster, Held, fit_ieeg_blended, untold
+from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_sources import (
     SourceModel,
@@ -36,14 +40,13 @@ from .ieeg_sources import (
     Tissue,
     at_samples,
     effects,
-    joined_trains,
     load_sources,
-    read_by,
     side_by_side,
     steps_of,
     trains_of,
 )
 from .ieeg_stimuli import draw_stimuli
+from .ieeg_subject import Shots
 
 CIRCUITS, STEPS = 8, 60
 _HELD_CIRCUITS, _FOLDS = 2, 4  # for each part that is held out
@@ -51,6 +54,7 @@ _VIRTUAL = 40  # stimuli that nobody gave
 _ERROR = 0.25  # of the blend's expectations, as a share of their power
 _ALIKE = 0.1  # how much a sample tells: neighbours in time and on a shaft err alike
 _FAINT = 0.02  # of a channel's power, beside the noise: circuits are no exact copy either
+_LEAST = 1e-6  # of a channel's power, in squared units of spread
 _RATE = 2e-2  # of Adam
 _HALF, _PRIOR_SITES = 0.5, 1.5  # the most that c may be, and how many sites say that it is so much
 
@@ -73,11 +77,11 @@ class SourcedForecaster(Forecaster):
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
-        blended, quiet = self.blend.parts(context, stimulus)
-        mean, scale, factors = blended
+        (mean, scale, factors), quiet = self.blend.parts(context, stimulus)
         window = self.blend.plain.window
         told = self.sources.effect(stimulus, window.rate_hz, window.lead + window.samples)[..., window.lead :]
-        mean = mean + self.share * (told.reshape(mean.shape).to(mean) - (mean - quiet))
+        share = self.share * _unsensed(stimulus)
+        mean = mean + share * (told.reshape(mean.shape).to(mean) - (mean - quiet))
         return self.blend.plain.in_uv(mean, self.narrower * scale, self.narrower * factors, stimulus)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -93,36 +97,38 @@ class SourcedForecaster(Forecaster):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "SourcedForecaster":
         """See Saveable."""
-        parts: dict[str, dict[str, Tensor]] = {"blend": {}, "sources": {}, "own": {}}
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            if part in parts:
-                parts[part][name] = value
-        blend = BlendedForecaster.restore(config, parts["blend"])
-        model = SourceModel.restore(config["sources"], parts["sources"])
-        sources = Sources(model, parts["own"], tissue_of(blend), tensors["unit"])
+        blend = BlendedForecaster.restore(config, named_under(tensors, "blend."))
+        model = SourceModel.restore(config["sources"], named_under(tensors, "sources."))
+        own, tissue = named_under(tensors, "own."), _tissue_of(blend.plain.window.montage)
+        sources = Sources(model, own, tissue, tensors["unit"])
         return cls(blend, sources, float(config["share"]), float(config["narrower"]))
 
 
-def sourceable(blend: BlendedForecaster) -> bool:
-    """Whether places of all contacts are known, without which no source has a place."""
-    return bool(blend.plain.window.montage.contact_position_mm.isfinite().all())
+def sourceable(trials: Trials) -> bool:
+    """Whether places of all contacts are known, without which no source has a place, and nothing reached the senses."""
+    known = bool(trials.response.montage.contact_position_mm.isfinite().all())
+    return known and bool(_unsensed(trials.stimulus).all())
 
 
-def tissue_of(blend: BlendedForecaster) -> Tissue:
-    """Where currents enter a patient, and who reads."""
-    montage = blend.plain.window.montage
-    return Tissue(montage.contact_position_mm.float().unsqueeze(0), read_by(montage).unsqueeze(0))
+def _unsensed(stimulus: Stimulus) -> Float[Tensor, "row 1 1"]:
+    """1 where nothing reaches the senses, else 0."""
+    sensory, like = stimulus.sensory, stimulus.frequency_hz
+    felt = torch.zeros_like(like) if sensory is None else sensory.intensity != 0
+    return (felt == 0).to(like).reshape(-1, 1, 1)
+
+
+def _tissue_of(montage: Montage) -> Tissue:
+    return Tissue(montage.contact_position_mm.float().unsqueeze(0), montage.channel_matrix.float().unsqueeze(0))
 
 
 def fit_ieeg_sourced(
-    blend: BlendedForecaster, trials: Trials, *, seed: int = 0, model: SourceModel | None = None,
+    plain: FoundationForecaster, trials: Trials, *, seed: int = 0, model: SourceModel | None = None,
     circuits: int = CIRCUITS, steps: int = STEPS,
 ) -> SourcedForecaster:  # fmt: skip
-    """Fit a patient's sources to their trials and to what a blend expects.
+    """Blend a foundation forecaster with a linear model, and fit a patient's sources to their trials and to that blend.
 
     Args:
-        blend: With these trials in context.
+        plain: With these trials in context, as many as there are.
         trials: The same, in uV.
         seed: Of first places, virtual stimuli and parts.
         model: What circuits have in common; the shipped one by default.
@@ -130,23 +136,28 @@ def fit_ieeg_sourced(
         steps: Of the search.
 
     Raises:
-        DataError: If the place of a contact is not known.
+        DataError: If the place of a contact is not known, a trial reached the senses, or trials are too few to blend.
     """
-    if not sourceable(blend):
-        raise DataError("sources need position_mm of every contact; give places, or use 'blended'.")
-    model = load_sources() if model is None else model
-    told = _Told.of(blend, trials, seed)
-    parts = site_parts(trials.stimulus, _FOLDS, seed)
+    if not sourceable(trials):
+        raise DataError(
+            "sources need position_mm of every contact and trials of currents alone; give these, or use 'blended'."
+        )
+    model, blend = load_sources() if model is None else model, fit_ieeg_blended(plain, trials, seed=seed)
+    tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, _FOLDS, seed)
     known = torch.ones(circuits + _HELD_CIRCUITS * len(parts), len(trials))
     rows = [slice(circuits + _HELD_CIRCUITS * i, circuits + _HELD_CIRCUITS * (i + 1)) for i in range(len(parts))]
     for row, part in zip(rows, parts, strict=True):
         known[row, part] = 0.0
     with torch.inference_mode(False), torch.enable_grad():
-        own, answers = _searched(model, tissue_of(blend), told, known, steps, seed)
-    told_of_others = [answers[row][:, part].mean(0) for row, part in zip(rows, parts, strict=True)]
-    share, narrower = _weighed(blend, trials, told_of_others, parts, seed)
+        told = _Told.of(blend, plain.past, trials, seed)
+        own, answers = _searched(model, tissue, told, known, steps, seed)
+    held = [
+        (Held.of(plain, trials, part, seed), answers[row][:, part, :, plain.window.lead :].mean(0))
+        for row, part in zip(rows, parts, strict=True)
+    ]
+    share, narrower = _weighed(held, blend, len(trials))
     kept = {name: value[:circuits].clone() for name, value in own.items()}
-    return SourcedForecaster(blend, Sources(model, kept, tissue_of(blend), told.unit), share, narrower)
+    return SourcedForecaster(blend, Sources(model, kept, tissue, told.unit), share, narrower)
 
 
 @dataclass(frozen=True)
@@ -169,29 +180,23 @@ class _Told:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, blend: BlendedForecaster, trials: Trials, seed: int) -> "_Told":
-        """Of a patient's trials, and of what the blend expects of others."""
-        plain, count = blend.plain, len(trials)
-        lead, rate_hz = plain.window.lead, plain.window.rate_hz
-        virtual = draw_stimuli(plain.window.montage, _VIRTUAL, generator(seed, "virtual stimuli"))
-        virtual = virtual.to(trials.stimulus.amplitude_ma)
-        context = trials.context[torch.arange(_VIRTUAL) % count]
-        (mean, _, _), quiet = blend.parts(context, virtual)
+    def of(cls, blend: BlendedForecaster, past: Shots, trials: Trials, seed: int) -> "_Told":
+        """Of a patient's trials, given in the network's units, too, and of what the blend expects of others."""
+        plain, count, like = blend.plain, len(trials), trials.stimulus.amplitude_ma
+        lead, montage = plain.window.lead, plain.window.montage
+        virtual = draw_stimuli(montage, _VIRTUAL, generator(seed, "virtual stimuli")).to(like)
+        (mean, _, _), quiet = blend.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual)
         expected = mean - quiet
-        unit = expected.square().mean((0, 2)).sqrt().clamp_min(1e-3)
-        alone, nothing = untold(plain), no_stimulus(plain.window.montage, (count,)).to(trials.stimulus.amplitude_ma)
-        before, scale, factors = alone.told(alone.answer(trials.context, nothing))
-        response = (
-            trials.response.signal_uv.to(before) - plain.subject.rest_uv.unsqueeze(-1)
-        ) / plain.subject.spread_uv.unsqueeze(-1)
-        good = response.isfinite()
-        noise = scale.square() + factors.square().sum(1) + _FAINT * unit.square().unsqueeze(-1)
-        error = (_ERROR * unit.square().unsqueeze(-1)).expand_as(expected)
-        precision = torch.cat([good / noise, count / _VIRTUAL / error])
-        wanted = torch.cat([torch.where(good, response - before, 0.0), expected])
-        ahead = (0, 0) if not lead else (lead, 0)
-        wanted, precision = (torch.nn.functional.pad(x, ahead) for x in (wanted, precision))
-        return cls((trials.stimulus, virtual), wanted.float(), _ALIKE * precision.float(), unit.float(), rate_hz)
+        power = expected.square().mean((0, 2)).clamp_min(_LEAST).unsqueeze(-1)  # [channel, 1]
+        alone = untold(plain)
+        before, scale, factors = alone.told(alone.answer(trials.context, no_stimulus(montage, (count,)).to(like)))
+        noise = scale.square() + factors.square().sum(1) + _FAINT * power
+        good = past.good[..., lead:]
+        left = torch.where(good, past.response[..., lead:] - before, 0.0)
+        error = (_ERROR * power).expand_as(expected)
+        weight = _ALIKE * torch.cat([good / noise, count / _VIRTUAL / error])
+        wanted, precision = (F.pad(x, (lead, 0)).float() for x in (torch.cat([left, expected]), weight))
+        return cls((trials.stimulus, virtual), wanted, precision, power.sqrt()[:, 0].float(), plain.window.rate_hz)
 
 
 def _searched(
@@ -200,10 +205,10 @@ def _searched(
     """Own numbers of circuits side by side, each told of the trials it may know, and what they answer to all trials."""
     circuits, samples = len(known), told.wanted.shape[-1]
     length = steps_of(samples, told.rate_hz)
-    many = Tissue(tissue.contact_mm.expand(circuits, -1, -1), tissue.read.expand(circuits, -1, -1))
+    many = map_tensors(tissue, lambda x: x.expand(circuits, -1, -1))
     own = {n: v.requires_grad_() for n, v in model.begun(many, generator(seed, "sources")).items()}
     trains = [trains_of(stimulus.to(told.wanted), length) for stimulus in told.stimulus]
-    both = side_by_side(joined_trains(trains), circuits)
+    both = side_by_side(concatenate(trains), circuits)
     to_samples = told.unit.unsqueeze(-1).unsqueeze(-1) * at_samples(length, told.rate_hz, samples, told.wanted)
     heard = torch.cat([known, torch.ones(circuits, len(told.wanted) - known.shape[1])], 1)[..., None, None]
     search = torch.optim.Adam(own.values(), lr=_RATE)
@@ -225,27 +230,28 @@ def _searched(
 
 
 @torch.no_grad()
-def _weighed(
-    blend: BlendedForecaster, trials: Trials, told: list[Tensor], parts: list[Tensor], seed: int
-) -> tuple[float, float]:
-    """Share of the sources, and how much narrower noise may be, by trials whose sites nobody was told of."""
-    lead, gram, target = blend.plain.window.lead, 0.0, 0.0
-    held = []
-    for part, sources in zip(parts, told, strict=True):
-        own = Held.of(blend.plain, trials, part, seed)
-        blended = torch.einsum("e,enct->nct", blend.weight[1].to(own.effects), own.effects)
-        known, other = own.good & own.loud[:, None, None], sources[..., lead:] - blended
-        gram += float((known * other.square()).sum())
-        target += float((known * other * (own.left - blended)).sum())
-        held.append((own, blended, other))
+def _weighed(held: list[tuple[Held, Tensor]], blend: BlendedForecaster, trials: int) -> tuple[float, float]:
+    """Share of the sources, and how much narrower noise may be, by trials whose sites were held out.
+
+    Args:
+        held: Parts of the trials, and what circuits that were not told of them answer.
+        blend: Whose effects these stand beside.
+        trials: How many there are.
+    """
+    blended = [torch.einsum("e,enct->nct", blend.weight[1].to(own.effects), own.effects) for own, _ in held]
+    gram = target = 0.0
+    for (own, sources), effect in zip(held, blended, strict=True):
+        other = (sources - effect) * (own.good & own.loud[:, None, None])
+        gram += float(other.square().sum())
+        target += float((other * (own.left - effect)).sum())
     sure = _PRIOR_SITES / max(1, len(blend.sites))
-    share = min(_HALF, max(0.0, (target + sure * _HALF * gram) / ((1 + sure) * gram))) if gram > 0 else 0.0
+    share = min(_HALF, max(0.0, (target / gram + sure * _HALF) / (1 + sure))) if gram > 0 else 0.0
 
-    def ratios(by: float) -> list[Tensor]:
+    def temper(by: float) -> float:
         rows = []
-        for own, blended, other in held:
-            error = (own.left - blended - by * other).abs() / own.wide
+        for (own, sources), effect in zip(held, blended, strict=True):
+            error = (own.left - effect - by * (sources - effect)).abs() / own.wide
             rows += [row[here] for row, here in zip(error, own.good, strict=True) if bool(here.any())]
-        return rows
+        return patient_temper(rows, trials)
 
-    return share, patient_temper(ratios(share), len(trials)) / patient_temper(ratios(0.0), len(trials))
+    return share, temper(share) / temper(0.0)

@@ -19,8 +19,8 @@ References: Weiss 1901 and Ranck, Brain Res 98 (1975) 417-440 (width, polarity);
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,11 @@ from torch import Tensor
 
 from stimopt.checkpoint import load_checkpoint
 from stimopt.errors import CheckpointError
-from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import generator, map_tensors, named_under
 
 from .drive import pulse_course
+from .ieeg_foundation import checkpoint_folder
 from .ieeg_waves import HORIZON_S
 
 KIND = "ieeg-sources"
@@ -72,7 +72,7 @@ class Tissue:
 
     Attributes:
         contact_mm: Places; what is not finite is as far as nothing matters.
-        read: Contacts that a channel reads: 1, and -1 for the one it is read against.
+        read: `channel_matrix` of the montage.
     """
 
     contact_mm: Float[Tensor, "circuit contact 3"]
@@ -105,16 +105,6 @@ def trains_of(stimulus: Stimulus, steps: int) -> Trains:
 def steps_of(samples: int, rate_hz: float) -> int:
     """How many steps a window takes."""
     return min(math.ceil(samples * STEP_HZ / rate_hz - 1e-9), round(HORIZON_S * STEP_HZ))
-
-
-def read_by(montage: Montage) -> Float[Tensor, "channel contact"]:
-    """Contacts that each channel reads, 1, and the one that it is read against, -1."""
-    read = torch.zeros(len(montage.channels), len(montage.contacts))
-    for row, channel in zip(read, montage.channels, strict=True):
-        row[montage.contact_index(channel.plus)] = 1.0
-        if channel.minus is not None:
-            row[montage.contact_index(channel.minus)] = -1.0
-    return read
 
 
 def first_shared(size: SourceSize, source: torch.Generator) -> dict[str, Tensor]:
@@ -252,18 +242,16 @@ class SourceModel:
         Raises:
             CheckpointError: If the tensors are not those of circuits of this size.
         """
-        size, parts = SourceSize(**config["size"]), dict[str, dict[str, Tensor]](shared={}, usual={}, spread={})
-        for key, value in tensors.items():
-            part, _, name = key.partition(".")
-            parts.setdefault(part, {})[name] = value
+        size = SourceSize(**config["size"])
+        parts = {part: named_under(tensors, f"{part}.") for part in ("shared", "usual", "spread")}
         nowhere = Tissue(torch.zeros(1, 1, 3), torch.zeros(1, 1, 1))
         own = {n: v[0] for n, v in first_own(size, nowhere, generator(0, "restore")).items() if n != "place"}
         shared, one = first_shared(size, generator(0, "restore")), torch.zeros(())
         wanted = {"shared": shared, "usual": own, "spread": dict.fromkeys(own, one)}
         given, needed = ({p: {n: v.shape for n, v in named.items()} for p, named in x.items()} for x in (parts, wanted))
-        if given != needed:
+        if given != needed or len(tensors) != sum(map(len, parts.values())):
             raise CheckpointError("the tensors are not those of circuits of this size; take the version that wrote it.")
-        return cls(size, parts["shared"], parts["usual"], parts["spread"])
+        return cls(size, **parts)
 
 
 @dataclass(frozen=True)
@@ -293,9 +281,7 @@ class Sources:
         flat, like = stimulus.reshape(stimulus.batch_shape.numel()), stimulus.amplitude_ma
         shared, own = ({n: v.to(like) for n, v in part.items()} for part in (self.model.shared, self.own))
         steps, circuits = steps_of(samples, rate_hz), len(own["place"])
-        tissue = Tissue(
-            *(x.expand(circuits, -1, -1).to(like.device) for x in (self.tissue.contact_mm, self.tissue.read))
-        )
+        tissue = map_tensors(self.tissue, lambda x: x.expand(circuits, -1, -1))
         parts = [like.new_zeros(0, len(self.unit), steps)]
         for first in range(0, flat.batch_shape.numel(), _ROWS):
             trains = side_by_side(trains_of(flat[first : first + _ROWS], steps), circuits)
@@ -307,11 +293,6 @@ class Sources:
 def side_by_side(trains: Trains, circuits: int) -> Trains:
     """The same trains for each of several circuits."""
     return map_tensors(trains, lambda x: x.expand(circuits, *x.shape))
-
-
-def joined_trains(trains: Sequence[Trains]) -> Trains:
-    """Trains one after another."""
-    return Trains(*(torch.cat([getattr(t, f.name) for t in trains]) for f in fields(Trains)))
 
 
 def at_samples(steps: int, rate_hz: float, samples: int, like: Tensor) -> Float[Tensor, "step time"]:
@@ -327,8 +308,7 @@ def load_sources(name_or_folder: str | Path = "ieeg-sources") -> SourceModel:
     Raises:
         CheckpointError: If there is none, or anything in it is not as its card says.
     """
-    shipped = Path(__file__).parent / "checkpoints" / str(name_or_folder)
-    model = load_checkpoint(shipped if shipped.is_dir() else Path(name_or_folder), {KIND: SourceModel})
+    model = load_checkpoint(checkpoint_folder(name_or_folder), {KIND: SourceModel})
     if not isinstance(model, SourceModel):
         raise CheckpointError(f"{name_or_folder} holds no sources; give the folder of a checkpoint of {KIND}.")
     return model

@@ -7,9 +7,8 @@ minutes and starts anew when it is resumed.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from stimopt.checkpoint import save_checkpoint
 from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Trials
-from stimopt.tensors import generator, map_tensors
+from stimopt.tensors import concatenate, generator, map_tensors
 
-from .ieeg_corpus import PatientRecord, corpus_hash, read_record, records_in
+from .ieeg_corpus import PatientRecord, described, read_record, records_in
+from .ieeg_pretrain import processes
 from .ieeg_recipe import checked
 from .ieeg_sources import (
     DEVIATIONS,
@@ -37,8 +37,6 @@ from .ieeg_sources import (
     effects,
     first_own,
     first_shared,
-    joined_trains,
-    read_by,
     trains_of,
 )
 from .ieeg_subject import subject_of
@@ -82,7 +80,6 @@ class SourceRecipe:
 class Effects:
     """What stimuli did to a virtual patient, in units of each channel's spread at rest."""
 
-    name: str
     contact_mm: Float[Tensor, "contact 3"]
     read: Float[Tensor, "channel contact"]
     trains: Trains
@@ -116,6 +113,8 @@ def train_ieeg_sources(
     how = source_recipe_of(recipe)
     if machine:
         raise ConfigError(f"machine has {', '.join(machine)}; circuits are learned on one core, leave it out.")
+    if processes() > 1:
+        raise ConfigError(f"{processes()} processes run, and circuits are learned by one; start without torchrun.")
     corpora, validation, recordings = gather()
     if recordings:
         raise DataError("recordings do not tell what would have been without a stimulus; give virtual patients alone.")
@@ -129,12 +128,10 @@ def train_ieeg_sources(
         ),
         "validation patients": float(len(apart)),
     }
-    families = ", ".join(f"{f} {n}" for f, n in sorted(Counter(r.family for r in records).items()))
     card = {
         "title": "What circuits of sources in patients' tissue have in common",
         "simulated": True, "limits": _LIMITS, "metrics": metrics,
-        "training_data": f"{len(records)} virtual patients (of each family: {families}); sha256 of corpora begin with "
-        f"{', '.join(corpus_hash(folder)[:16] for folder in corpora)}. Made by '{command}'.",
+        "training_data": f"{described(records, corpora)} Made by '{command}'.",
     }  # fmt: skip
     save_checkpoint(out, KIND, model, card)
     return metrics
@@ -164,19 +161,10 @@ def effects_of(records: Sequence[PatientRecord]) -> list[Effects]:
             continue
         spread_uv = subject_of(montage, record.rest).spread_uv.unsqueeze(-1)
         played = ((record.trials.stimulus, response.signal_uv), (record.other, record.other_uv))
-        trains = [
-            map_tensors(trains_of(stimulus, response.signal_uv.shape[-1]), Tensor.float) for stimulus, _ in played
-        ]
+        trains = [trains_of(stimulus, response.signal_uv.shape[-1]) for stimulus, _ in played]
         effect = torch.cat([(signal_uv - record.silent_uv) / spread_uv for _, signal_uv in played])
-        found.append(
-            Effects(
-                record.name,
-                montage.contact_position_mm.float(),
-                read_by(montage),
-                joined_trains(trains),
-                effect.float(),
-            )
-        )
+        place_mm, read = montage.contact_position_mm, montage.channel_matrix
+        found.append(map_tensors(Effects(place_mm, read, concatenate(trains), effect), Tensor.float))
     if not found:
         raise DataError(f"no patient was recorded in branches at {STEP_HZ:g} Hz with known places; build a corpus.")
     return found
@@ -191,7 +179,8 @@ def learned(
     own = {n: v.requires_grad_() for n, v in first_own(how.size, together.tissue, source).items()}
     groups = {"own": list(own.values()), "shared": list(shared.values())}
     search = torch.optim.Adam([{"params": values} for values in groups.values()])
-    before = SourceModel(how.size, shared, {n: torch.zeros(()) for n in DEVIATIONS}, _first_spread())
+    nothing = {name: torch.zeros(()) for name in DEVIATIONS}
+    before = SourceModel(how.size, shared, nothing, {n: torch.tensor(v) for n, v in DEVIATIONS.items()})
     left = []
     for step in range(how.steps):
         share = min(1.0, (step + 1) / _RISE, (how.steps - step) / (_FALL * how.steps))
@@ -235,12 +224,7 @@ def judged(model: SourceModel, patients: Sequence[Effects], how: SourceRecipe, s
 
 
 def _some(patient: Effects, rows: slice) -> Effects:
-    trains = map_tensors(patient.trains, lambda x: x[rows])
-    return Effects(patient.name, patient.contact_mm, patient.read, trains, patient.effect[rows])
-
-
-def _first_spread() -> dict[str, Tensor]:
-    return {name: torch.tensor(value) for name, value in DEVIATIONS.items()}
+    return replace(patient, trains=map_tensors(patient.trains, lambda x: x[rows]), effect=patient.effect[rows])
 
 
 @dataclass(frozen=True)
@@ -258,10 +242,8 @@ class _Together:
         contacts, channels = (max(p.read.shape[i] for p in patients) for i in (1, 0))
         place = [F.pad(p.contact_mm, (0, 0, 0, contacts - len(p.contact_mm)), value=math.nan) for p in patients]
         read = [F.pad(p.read, (0, contacts - p.read.shape[1], 0, channels - p.read.shape[0])) for p in patients]
-        trains = [
-            Trains(F.pad(p.trains.current_ma, (0, contacts - p.read.shape[1])), p.trains.width_us,
-                   p.trains.frequency_hz, p.trains.pulses) for p in patients
-        ]  # fmt: skip
+        currents = [F.pad(p.trains.current_ma, (0, contacts - p.read.shape[1])) for p in patients]
+        trains = [replace(p.trains, current_ma=current) for p, current in zip(patients, currents, strict=True)]
         effect = [F.pad(p.effect, (0, 0, 0, channels - p.effect.shape[1])) for p in patients]
         size = torch.stack([x.square().mean((0, 2)).sqrt() for x in effect])
         heard = size > _QUIET * size.square().mean(1, keepdim=True).sqrt()

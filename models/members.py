@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
-from stimopt.tensors import map_tensors
+from stimopt.tensors import map_tensors, named_under
 
 from .felt import at_rest_uv, unit_uv
 from .residuals import noisy_forecast, residual_noise
@@ -102,8 +102,7 @@ _PLAIN = ("rest_uv", "unit_uv", "drive_ma", "scale_uv", "factors_uv")
 
 def members_from(tensors: Mapping[str, Tensor]) -> Members:
     """The members that `Members.tensors` took apart."""
-    weights = {name.removeprefix(_WEIGHT): value for name, value in tensors.items() if name.startswith(_WEIGHT)}
-    return Members(weights=weights, **{name: tensors[name] for name in _PLAIN})
+    return Members(weights=named_under(tensors, _WEIGHT), **{name: tensors[name] for name in _PLAIN})
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,11 @@ def carries_gradient(tensor: Tensor) -> bool:
     return (tensor.requires_grad and torch.is_grad_enabled()) or unpack_dual(tensor).tangent is not None
 
 
+def named_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Those whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def concatenate(nouns: Sequence[Noun]) -> Noun:
     """Join nouns along their first batch axis; everything but the tensors is taken from the first."""
     first = nouns[0]

@@ -17,6 +17,7 @@ from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
 from stimopt.models.ieeg_foundation import FoundationForecaster, FoundationModel
+from stimopt.models.ieeg_residual import MOST_PAST
 from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.models.ieeg_sourced import SourcedForecaster, fit_ieeg_sourced
 from stimopt.models.ieeg_sources import (
@@ -31,7 +32,6 @@ from stimopt.models.ieeg_sources import (
     first_own,
     first_shared,
     load_sources,
-    read_by,
     side_by_side,
     steps_of,
     trains_of,
@@ -40,7 +40,7 @@ from stimopt.models.ieeg_sources_training import Effects, SourceRecipe, learned,
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Channel, Contact, Montage, monopolar
 from stimopt.skill import held_out_skill
-from stimopt.stimulus import no_stimulus, pulse_train
+from stimopt.stimulus import Sensory, no_stimulus, pulse_train
 from stimopt.tensors import generator
 from stimopt.testing import check_forecaster
 
@@ -65,7 +65,7 @@ def sources_model(seed):
 
 
 def tissue(montage=MONTAGE, circuits=1):
-    place, read = montage.contact_position_mm.float(), read_by(montage)
+    place, read = montage.contact_position_mm.float(), montage.channel_matrix.float()
     return Tissue(place.expand(circuits, -1, -1), read.expand(circuits, -1, -1))
 
 
@@ -149,7 +149,6 @@ def test_a_window_takes_the_steps_that_cover_it(samples, rate_hz, steps):
 
 def test_pairs_of_contacts_read_the_difference(model):
     pairs = Montage(SHAFT, (Channel("A0-A1", "A0", "A1"), Channel("A3", "A3")))
-    assert read_by(pairs).tolist() == [[1, -1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
     sources = patient(model)
     both = replace(sources, tissue=tissue(pairs), unit=torch.ones(2)).effect(
         replace(train(), montage=pairs), 250.0, 125
@@ -207,7 +206,7 @@ def made_patients(count, windows=40):
         trains = Trains(current, torch.full((windows,), 200.0), STEP_HZ / every, pulses)
         own = truth.begun(tissue(), source)
         effect = effects(truth.shared, own, tissue(), side_by_side(trains, 1))[0]
-        found.append(Effects(str(number), MONTAGE.contact_position_mm.float(), read_by(MONTAGE), trains, effect))
+        found.append(Effects(MONTAGE.contact_position_mm.float(), MONTAGE.channel_matrix.float(), trains, effect))
     return found
 
 
@@ -248,17 +247,21 @@ def trials():
 
 
 @pytest.fixture(scope="module")
-def blend(trials):
-    """The blend of a network that was never trained: what is learnt is learnt from the patient."""
+def plain(trials):
+    """A network that was never trained: what is learnt is learnt from the patient."""
+    return untrained(trials)
+
+
+def untrained(trials):
     size = TransformerSize(16, 1, 16, 1, heads=2, hubs=2, rhythms=2, factors=2)
     network = IeegTransformer(size, generator(3, "weights"))
     model = FoundationModel(size, {name: value.detach() for name, value in network.state_dict().items()})
-    return fit_ieeg_blended(model.for_patient(TRUTH.montage, trials.context, trials, samples=125), trials)
+    return model.for_patient(TRUTH.montage, trials.context, trials, samples=125)
 
 
 @pytest.fixture(scope="module")
-def sourced(blend, trials):
-    return fit_ieeg_sourced(blend, trials, circuits=2, steps=15)
+def sourced(plain, trials):
+    return fit_ieeg_sourced(plain, trials, circuits=2, steps=15)
 
 
 def test_a_fit_keeps_the_contract_and_can_be_saved(sourced, tmp_path):
@@ -271,35 +274,53 @@ def test_a_fit_keeps_the_contract_and_can_be_saved(sourced, tmp_path):
     assert torch.equal(one.scale_uv, other.scale_uv)
 
 
-def test_sources_learn_what_a_patient_answers(sourced, blend, trials):
+def test_sources_learn_what_a_patient_answers(sourced):
     """At sites with a past, from 20 trials with a current; the share is no more than a half."""
     held = TRUTH.trials(TRUTH.random_stimuli(12, 4), 4)
     assert 0 <= sourced.share <= 0.5
-    whole = replace(sourced, share=1.0)
-    alone, before = (held_out_skill(f, held)["r2"] for f in (whole, replace(blend, weight=0 * blend.weight)))
+    quiet = replace(sourced.blend, weight=0 * sourced.blend.weight)
+    alone, before = (held_out_skill(f, held)["r2"] for f in (replace(sourced, share=1.0), quiet))
     assert alone > before + 0.05
 
 
-def test_a_fit_is_the_same_again_and_another_with_another_seed(sourced, blend, trials):
-    again, other = (fit_ieeg_sourced(blend, trials, circuits=2, steps=15, seed=seed) for seed in (0, 1))
+def test_a_fit_is_the_same_again_and_another_with_another_seed(sourced, plain, trials):
+    again, other = (fit_ieeg_sourced(plain, trials, circuits=2, steps=15, seed=seed) for seed in (0, 1))
     assert all(torch.equal(again.sources.own[n], v) for n, v in sourced.sources.own.items())
     assert again.share == sourced.share
     assert not torch.equal(other.sources.own["place"], sourced.sources.own["place"])
 
 
-def test_a_share_of_none_is_the_blend(sourced, blend):
+def test_a_share_of_none_is_the_blend(sourced, plain, trials):
     held = TRUTH.trials(TRUTH.random_stimuli(3, 5), 5)
     same = replace(sourced, share=0.0, narrower=1.0).forecast(held.context, held.stimulus)
-    torch.testing.assert_close(same.mean, blend.forecast(held.context, held.stimulus).mean)
+    torch.testing.assert_close(same.mean, fit_ieeg_blended(plain, trials).forecast(held.context, held.stimulus).mean)
 
 
-def test_sources_need_places(blend, trials):
-    plain = blend.plain
+def test_more_trials_than_a_context_holds_are_all_learned_from():
+    trials = TRUTH.trials(TRUTH.random_stimuli(MOST_PAST + 8, 1), 1)
+    made = fit_ieeg_sourced(untrained(trials), trials, circuits=1, steps=2)
+    assert len(made.blend.plain.past.numbers) == MOST_PAST
+    assert made.sources.own["place"].isfinite().all()
+
+
+def test_what_reaches_the_senses_is_left_to_the_blend(sourced):
+    """Row by row: of a flash circuits know nothing, and nothing is no half of an answer."""
+    held = TRUTH.trials(TRUTH.random_stimuli(2, 6), 6)
+    some = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    none = torch.zeros_like(some)
+    flash = Sensory("visual", some, none, torch.full_like(some, 0.1), none, none.new_zeros(2, 0))
+    stimulus = replace(held.stimulus, sensory=flash)
+    mean, blended = (f.forecast(held.context, stimulus).mean for f in (replace(sourced, share=0.5), sourced.blend))
+    assert torch.equal(mean[1], blended[1])
+    assert not torch.equal(mean[0], blended[0])
+
+
+def test_sources_need_places_and_currents(plain, trials):
     contacts = tuple(replace(c, position_mm=(math.nan,) * 3) for c in TRUTH.montage.contacts)
-    lost = replace(plain.window.montage, contacts=contacts)
-    nowhere = replace(blend, plain=replace(plain, window=replace(plain.window, montage=lost)))
+    lost = replace(TRUTH.montage, contacts=contacts)
+    nowhere = replace(trials, response=replace(trials.response, montage=lost))
     with pytest.raises(DataError, match="need position_mm of every contact"):
-        fit_ieeg_sourced(nowhere, trials)
+        fit_ieeg_sourced(plain, nowhere)
 
 
 def test_sources_are_asked_for_by_name(trials, monkeypatch):
