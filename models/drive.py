@@ -224,7 +224,7 @@ def _left_behind(stimulus: Stimulus, fading_s: float) -> Float[Tensor, "*batch p
 
 @dataclass(frozen=True)
 class _Near:
-    """The pulses near each sample, last first, and how much of each falls into it; none where there is no such pulse."""
+    """The pulses near each sample, last first, and how much of each falls into it: none of one that does not exist."""
 
     number: Int[Tensor, "*batch near time"]
     share: Float[Tensor, "*batch near time"]
@@ -249,7 +249,8 @@ class _Near:
         """The course of pulses that count by their weights."""
         many = weight.shape[-1]
         picked = weight.expand(*self.share.shape[:-2], many).gather(-1, self.number.clamp(0, many - 1).flatten(-2))
-        return (self.share * picked.unflatten(-1, self.share.shape[-2:])).sum(-2)
+        course: Tensor = (self.share * picked.unflatten(-1, self.share.shape[-2:])).sum(-2)
+        return course
 
 
 def _cubic(apart: Tensor) -> Tensor:

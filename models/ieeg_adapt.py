@@ -199,7 +199,7 @@ def fit_ieeg_adapted(
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
         adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; "sources", which where
-            the place of a contact is not known, or trials reach the senses, is "blended"; a level of `LEVELS`; or
+            fewer than eight trials are of currents at known places is "blended"; a level of `LEVELS`; or
             "auto", which chooses among those in closed form.
 
     Raises:

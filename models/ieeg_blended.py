@@ -42,7 +42,7 @@ from .ieeg_subject import OF_TRAINS, Shots
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
-_FOLDS = 4
+FOLDS = 4  # parts of the trials, each forecast from the others
 _PRIOR_SITES = (1.5, 24.0)  # that say a = 1, and b = 0, at new sites: trials of one site err alike, so sites count
 _PRIOR_TRIALS = 3  # that say a and b at seen sites are those of new ones
 _LEAVING, _ROUNDS = 0.3, 12  # how far weights leave what the prior says before it is believed half as much
@@ -131,13 +131,16 @@ def blendable(trials: Trials) -> bool:
 
 
 @torch.no_grad()
-def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int = 0) -> BlendedForecaster:
+def fit_ieeg_blended(
+    plain: FoundationForecaster, trials: Trials, *, seed: int = 0, at_new_sites: Sequence["Held"] | None = None
+) -> BlendedForecaster:
     """Weigh a foundation forecaster's effects against those of impulse responses, on its own past trials.
 
     Args:
         plain: With these trials in context.
         trials: The same, in uV.
         seed: Of parts and ridges.
+        at_new_sites: `held_sites` of these, where it is at hand.
 
     Returns:
         The blend, with the newest 64 trials in context and noise as wide as held-out trials ask for.
@@ -145,18 +148,13 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
     Raises:
         DataError: If there are fewer than eight trials, or samples of theirs are not finite.
     """
-    if not blendable(trials):
-        raise DataError(
-            f"a blend needs at least {FEWEST} trials, all samples finite, got {len(trials)}; use 'context', which "
-            "reads around what is missing."
-        )
-    held = [Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, _FOLDS, seed)]
+    held = held_sites(plain, trials, seed) if at_new_sites is None else at_new_sites
     loud = trials.stimulus.amplitude_ma[~trials.stimulus.silent]
     sites = torch.unique(_shares(loud).round(decimals=6), dim=0)
     doubts = tuple(prior / max(1, len(sites)) for prior in _PRIOR_SITES)
     at_new = _weights(held, _BLENDED, doubts, torch.tensor([1.0, 0.0, 0.0]))
     far = _weights(held, _UNTOLD, doubts[:1], torch.tensor([0.0, 0.0, 1.0]))
-    again = [Held.of(plain, trials, part, seed) for part in folds_of(len(trials), _FOLDS, seed, "trial parts")]
+    again = [Held.of(plain, trials, part, seed) for part in folds_of(len(trials), FOLDS, seed, "trial parts")]
     again = [part.at_seen_sites() for part in again]
     at_any = sum(int(part.loud.sum()) for part in again)
     at_seen = _weights(again, _BLENDED, (_PRIOR_TRIALS / max(1, at_any),) * 2, at_new)
@@ -168,6 +166,21 @@ def fit_ieeg_blended(plain: FoundationForecaster, trials: Trials, *, seed: int =
     kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
     linear, weight = fit_impulse_regression(trials, seed=seed), torch.stack([far, at_new, at_seen])
     return BlendedForecaster(kept, linear, weight, sites, (wide_far / temper, 1.0, narrower))
+
+
+@torch.no_grad()
+def held_sites(plain: FoundationForecaster, trials: Trials, seed: int) -> "list[Held]":
+    """Parts of the trials that share no site, each forecast from the others.
+
+    Raises:
+        DataError: If there are fewer than eight trials, or samples of theirs are not finite.
+    """
+    if not blendable(trials):
+        raise DataError(
+            f"a blend needs at least {FEWEST} trials, all samples finite, got {len(trials)}; use 'context', which "
+            "reads around what is missing."
+        )
+    return [Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, FOLDS, seed)]
 
 
 def untold(plain: FoundationForecaster) -> FoundationForecaster:
@@ -279,7 +292,7 @@ def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Ten
 
 
 def _weights(
-    held: list[Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
+    held: Sequence[Held], some: slice, doubts: Sequence[float], otherwise: Float[Tensor, "3"]
 ) -> Float[Tensor, "3"]:
     """Least squares between 0 and 1, as if for each a further share of `doubts` had been forecast by `otherwise`.
 

@@ -8,7 +8,8 @@ quarter of an effect's power were its error. So where trials are silent the circ
 as tissue can do that. c is what fits trials best at sites that neither the network nor the circuits were told of, drawn
 towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation even
 where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of every
-trial, which flatters them a little. A stimulus that reaches the senses is the blend's alone. At a site with a past the
+trial, which flatters them a little. What has no place in tissue is the blend's alone: a stimulus that reaches the
+senses or enters at a contact whose place is not known, and a channel of such a contact. At a site with a past the
 circuits know the patient better than a network that read the same trials in passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
@@ -31,7 +32,7 @@ from stimopt.stimulus import Stimulus, no_stimulus
 from stimopt.tensors import concatenate, generator, map_tensors, named_under
 
 from .folds import site_parts
-from .ieeg_blended import BlendedForecaster, Held, fit_ieeg_blended, untold
+from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, fit_ieeg_blended, held_sites, untold
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_sources import (
@@ -49,7 +50,7 @@ from .ieeg_stimuli import draw_stimuli
 from .ieeg_subject import Shots
 
 CIRCUITS, STEPS = 8, 60
-_HELD_CIRCUITS, _FOLDS = 2, 4  # for each part that is held out
+_HELD_CIRCUITS = 2  # for each part that is held out
 _VIRTUAL = 40  # stimuli that nobody gave
 _ERROR = 0.25  # of the blend's expectations, as a share of their power
 _ALIKE = 0.1  # how much a sample tells: neighbours in time and on a shaft err alike
@@ -80,7 +81,7 @@ class SourcedForecaster(Forecaster):
         (mean, scale, factors), quiet = self.blend.parts(context, stimulus)
         window = self.blend.plain.window
         told = self.sources.effect(stimulus, window.rate_hz, window.lead + window.samples)[..., window.lead :]
-        share = self.share * _unsensed(stimulus)
+        share = self.share * placed(stimulus).to(mean)
         mean = mean + share * (told.reshape(mean.shape).to(mean) - (mean - quiet))
         return self.blend.plain.in_uv(mean, self.narrower * scale, self.narrower * factors, stimulus)
 
@@ -105,16 +106,22 @@ class SourcedForecaster(Forecaster):
 
 
 def sourceable(trials: Trials) -> bool:
-    """Whether places of all contacts are known, without which no source has a place, and nothing reached the senses."""
-    known = bool(trials.response.montage.contact_position_mm.isfinite().all())
-    return known and bool(_unsensed(trials.stimulus).all())
+    """Whether as many trials as a blend needs are of currents at known places, and a channel has one."""
+    return int(placed(trials.stimulus).amax((1, 2)).sum()) >= FEWEST
 
 
-def _unsensed(stimulus: Stimulus) -> Float[Tensor, "row 1 1"]:
-    """1 where nothing reaches the senses, else 0."""
-    sensory, like = stimulus.sensory, stimulus.frequency_hz
-    felt = torch.zeros_like(like) if sensory is None else sensory.intensity != 0
-    return (felt == 0).to(like).reshape(-1, 1, 1)
+def placed(stimulus: Stimulus) -> Float[Tensor, "row channel 1"]:
+    """1 where sources have a say, else 0: nothing reaches the senses, and places of contacts are known.
+
+    Args:
+        stimulus: Any batch; rows are all of it.
+    """
+    montage, sensory, like = stimulus.montage, stimulus.sensory, stimulus.frequency_hz
+    lost = ~montage.contact_position_mm.isfinite().all(-1).to(like.device)
+    heard = ~(montage.channel_matrix.to(like)[:, lost] != 0).any(-1)
+    felt = torch.zeros_like(like) if sensory is None else sensory.intensity
+    in_tissue = (felt == 0) & ~(stimulus.amplitude_ma[..., lost] != 0).any(-1)
+    return (in_tissue.reshape(-1, 1) & heard).to(like).unsqueeze(-1)
 
 
 def _tissue_of(montage: Montage) -> Tissue:
@@ -136,14 +143,15 @@ def fit_ieeg_sourced(
         steps: Of the search.
 
     Raises:
-        DataError: If the place of a contact is not known, a trial reached the senses, or trials are too few to blend.
+        DataError: If too few trials are of currents at known places, or samples are not finite.
     """
     if not sourceable(trials):
         raise DataError(
-            "sources need position_mm of every contact and trials of currents alone; give these, or use 'blended'."
+            f"sources need {FEWEST} trials of currents at contacts with position_mm; give these, or use 'blended'."
         )
-    model, blend = load_sources() if model is None else model, fit_ieeg_blended(plain, trials, seed=seed)
-    tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, _FOLDS, seed)
+    blendings = held_sites(plain, trials, seed)
+    model, blend = model or load_sources(), fit_ieeg_blended(plain, trials, seed=seed, at_new_sites=blendings)
+    tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, FOLDS, seed)
     known = torch.ones(circuits + _HELD_CIRCUITS * len(parts), len(trials))
     rows = [slice(circuits + _HELD_CIRCUITS * i, circuits + _HELD_CIRCUITS * (i + 1)) for i in range(len(parts))]
     for row, part in zip(rows, parts, strict=True):
@@ -151,9 +159,10 @@ def fit_ieeg_sourced(
     with torch.inference_mode(False), torch.enable_grad():
         told = _Told.of(blend, plain.past, trials, seed)
         own, answers = _searched(model, tissue, told, known, steps, seed)
+    say = placed(trials.stimulus).float()
     held = [
-        (Held.of(plain, trials, part, seed), answers[row][:, part, :, plain.window.lead :].mean(0))
-        for row, part in zip(rows, parts, strict=True)
+        (blended, answers[row][:, part, :, plain.window.lead :].mean(0), say[part])
+        for blended, row, part in zip(blendings, rows, parts, strict=True)
     ]
     share, narrower = _weighed(held, blend, len(trials))
     kept = {name: value[:circuits].clone() for name, value in own.items()}
@@ -194,7 +203,8 @@ class _Told:
         good = past.good[..., lead:]
         left = torch.where(good, past.response[..., lead:] - before, 0.0)
         error = (_ERROR * power).expand_as(expected)
-        weight = _ALIKE * torch.cat([good / noise, count / _VIRTUAL / error])
+        say = torch.cat([placed(one) for one in (trials.stimulus, virtual)])
+        weight = _ALIKE * say * torch.cat([good / noise, count / _VIRTUAL / error])
         wanted, precision = (F.pad(x, (lead, 0)).float() for x in (torch.cat([left, expected]), weight))
         return cls((trials.stimulus, virtual), wanted, precision, power.sqrt()[:, 0].float(), plain.window.rate_hz)
 
@@ -230,18 +240,19 @@ def _searched(
 
 
 @torch.no_grad()
-def _weighed(held: list[tuple[Held, Tensor]], blend: BlendedForecaster, trials: int) -> tuple[float, float]:
+def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster, trials: int) -> tuple[float, float]:
     """Share of the sources, and how much narrower noise may be, by trials whose sites were held out.
 
     Args:
-        held: Parts of the trials, and what circuits that were not told of them answer.
+        held: Parts of the trials, what circuits that were not told of them answer, and where these have a say.
         blend: Whose effects these stand beside.
         trials: How many there are.
     """
-    blended = [torch.einsum("e,enct->nct", blend.weight[1].to(own.effects), own.effects) for own, _ in held]
+    blended = [torch.einsum("e,enct->nct", blend.weight[1].to(own.effects), own.effects) for own, _, _ in held]
+    others = [say * (sources - effect) for (_, sources, say), effect in zip(held, blended, strict=True)]
     gram = target = 0.0
-    for (own, sources), effect in zip(held, blended, strict=True):
-        other = (sources - effect) * (own.good & own.loud[:, None, None])
+    for (own, _, _), effect, apart in zip(held, blended, others, strict=True):
+        other = apart * (own.good & own.loud[:, None, None])
         gram += float(other.square().sum())
         target += float((other * (own.left - effect)).sum())
     sure = _PRIOR_SITES / max(1, len(blend.sites))
@@ -249,8 +260,8 @@ def _weighed(held: list[tuple[Held, Tensor]], blend: BlendedForecaster, trials: 
 
     def temper(by: float) -> float:
         rows = []
-        for (own, sources), effect in zip(held, blended, strict=True):
-            error = (own.left - effect - by * (sources - effect)).abs() / own.wide
+        for (own, _, _), effect, apart in zip(held, blended, others, strict=True):
+            error = (own.left - effect - by * apart).abs() / own.wide
             rows += [row[here] for row, here in zip(error, own.good, strict=True) if bool(here.any())]
         return patient_temper(rows, trials)
 

@@ -5,10 +5,12 @@ elsewhere if it did this here. Each of a few sources lies somewhere between the 
 
     field       potential of the currents, 1/r, blunted near a contact, by Weiss's law of the pulse's width
     recruited   x^2 / (1 + x^2), x the field over what recruits half; anodic fields less; fast trains followed less
-    answer      y'' = a^2 (f - y) - 2 a y',   f = s (tanh(W y + h C sent + b + u p) - tanh(b)) + m u p
+    answer      y'' = a^2 (f - y) - 2 a y',   f = s (tanh d - tanh b + p (tanh(d + u) - tanh d)) + m u p
+                d = W y + h C sent + b
     read        by each contact as 1 / (1 + (r / reach)^2); pairs of contacts by their difference
 
-for a few populations y of every source, p the pulses of a step. Without a current nothing moves. What is alike in all
+for a few populations y of every source, p the pulses of a step, which counts them whole: one between two steps does
+what it would do in one, so answers move smoothly with frequency. Without a current nothing moves. What is alike in all
 patients (W, h, m and the middles of all else) is learned from virtual patients of many circuits, together with how
 far patients differ from it; what is a patient's own (places, strengths, ties C between sources and deviations of the
 rest) is found by gradient steps on their trials, drawn to what is usual. Several such circuits from different first
@@ -190,8 +192,9 @@ def _course(
     for pulse in pulses.unbind(-1):
         now = pulse[..., None, None]
         sent = (state @ shared["sending"]) @ own["tie"]
-        drive = state @ coupling + sent.unsqueeze(-1) * shared["listening"] + bias + hears * now
-        away = state - size * (drive.tanh() - quiet) - linear * now
+        drive = state @ coupling + sent.unsqueeze(-1) * shared["listening"] + bias
+        between = drive.tanh()
+        away = state - size * (between - quiet) - now * (linear + size * ((drive + hears).tanh() - between))
         state, speed = state - away + late * away + early * speed, still * speed - early * away
         course.append((state @ reading).squeeze(-1))
     return torch.stack(course, -1)

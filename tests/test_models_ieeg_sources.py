@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.errors import CheckpointError, ConfigError, DataError
+from stimopt.forecaster import Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
@@ -107,8 +108,9 @@ def test_a_source_solves_its_equation(model):
     state, speed, read = np.zeros((3, 4)), np.zeros((3, 4)), []
     for pulse in trains.pulses[0, 0].tolist():
         sent = (state @ flat["sending"]) @ deep["tie"]
-        drive = state @ coupling + sent[:, None] * flat["listening"] + bias + hearing * pulse
-        wanted = size * (np.tanh(drive) - np.tanh(bias)) + flat["past_bound"] * hearing * pulse
+        drive = state @ coupling + sent[:, None] * flat["listening"] + bias
+        answer = size * (np.tanh(drive + hearing) - np.tanh(drive)) + flat["past_bound"] * hearing  # of a whole pulse
+        wanted = size * (np.tanh(drive) - np.tanh(bias)) + pulse * answer
 
         def change(_, both, wanted=wanted):
             y, y_dot = both.reshape(2, 3, 4)
@@ -155,6 +157,16 @@ def test_pairs_of_contacts_read_the_difference(model):
     )
     single = sources.effect(train(), 250.0, 125)
     torch.testing.assert_close(both, torch.stack([single[0] - single[1], single[3]]))
+
+
+def test_a_pulse_between_two_steps_recruits_as_one_in_a_step(model):
+    """However strong: shared between steps, it is not bounded twice, so its answer is as large."""
+    sources, strong = patient(model), train(amplitude_ma=50.0, pulses=1)
+    on, between = (
+        sources.effect(replace(strong, onset_s=strong.onset_s + late_s), 250.0, 125).square().sum().sqrt()
+        for late_s in (0.1, 0.102)
+    )
+    torch.testing.assert_close(between, on, rtol=0.02, atol=0.0)
 
 
 @pytest.mark.parametrize("knob", ["amplitude_ma", "frequency_hz", "pulse_width_us"])
@@ -315,11 +327,33 @@ def test_what_reaches_the_senses_is_left_to_the_blend(sourced):
     assert not torch.equal(mean[0], blended[0])
 
 
-def test_sources_need_places_and_currents(plain, trials):
-    contacts = tuple(replace(c, position_mm=(math.nan,) * 3) for c in TRUTH.montage.contacts)
-    lost = replace(TRUTH.montage, contacts=contacts)
-    nowhere = replace(trials, response=replace(trials.response, montage=lost))
-    with pytest.raises(DataError, match="need position_mm of every contact"):
+def lost(trials, *names):
+    """The same trials on a montage where nobody knows where these contacts are."""
+    montage = trials.response.montage
+    contacts = tuple(replace(c, position_mm=(math.nan,) * 3) if c.name in names else c for c in montage.contacts)
+    montage = replace(montage, contacts=contacts)
+    parts = (replace(part, montage=montage) for part in (trials.context, trials.stimulus, trials.response))
+    return Trials(*parts)
+
+
+def test_a_contact_without_a_place_is_left_to_the_blend(trials):
+    """Its currents and its channel; all else circuits answer as elsewhere."""
+    name = TRUTH.montage.contacts[0].name
+    some = lost(trials, name)
+    made = fit_ieeg_sourced(untrained(some), some, circuits=2, steps=10)
+    assert made.sources.own["place"].isfinite().all()
+    held = lost(TRUTH.trials(TRUTH.random_stimuli(12, 7), 7), name)
+    there = held.stimulus.amplitude_ma[:, 0] != 0
+    assert 0 < int(there.sum()) < 12
+    mean, blended = (f.forecast(held.context, held.stimulus).mean for f in (replace(made, share=0.5), made.blend))
+    assert torch.equal(mean[there], blended[there])
+    assert torch.equal(mean[:, 0], blended[:, 0])
+    assert not (mean[~there, 1:] == blended[~there, 1:]).all(-1).any()
+
+
+def test_sources_need_places(plain, trials):
+    nowhere = lost(trials, *(contact.name for contact in TRUTH.montage.contacts))
+    with pytest.raises(DataError, match="need 8 trials of currents at contacts with position_mm"):
         fit_ieeg_sourced(plain, nowhere)
 
 
