@@ -16,6 +16,8 @@ from jaxtyping import config
 
 from stimopt.forecaster import Context, Trials
 from stimopt.models.ieeg_foundation import FoundationModel
+from stimopt.models.ieeg_sourced import CIRCUITS
+from stimopt.models.ieeg_sources import Sources, Tissue, load_sources
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Contact, monopolar
 from stimopt.response import Response
@@ -105,6 +107,20 @@ def test_a_forecast_of_64_channels_after_20_trials(benchmark, model, rows, dtype
     span = least_s(lambda: forecaster.forecast(now, asked))
     print(f"\n{rows} stimuli, {dtype}: {1e3 * span:.0f} ms of CPU, {rows / span:.0f} forecasts a second")
     assert span < (ONE_BAR_S if rows == 1 else MANY_BAR_S)
+
+
+@pytest.mark.benchmark(group="sources")
+def test_many_effects_of_64_channels_by_eight_circuits(benchmark):
+    """What `adapt: sources` pays for beside its blend."""
+    model, montage = load_sources(), implant(64)
+    tissue = Tissue(montage.contact_position_mm.float()[None], montage.channel_matrix.float()[None])
+    own = model.begun(map_tensors(tissue, lambda x: x.expand(CIRCUITS, -1, -1)), generator(0, "speed"))
+    sources, asked = Sources(model, own, tissue, torch.ones(64)), stimuli(montage, 256).to(torch.zeros(()))
+    with torch.no_grad():
+        benchmark.pedantic(lambda: sources.effect(asked, RATE_HZ, 125), rounds=5, warmup_rounds=1)
+    span = least_s(lambda: sources.effect(asked, RATE_HZ, 125))
+    print(f"\n256 stimuli: {1e3 * span:.0f} ms of CPU")
+    assert span < MANY_BAR_S / 2
 
 
 @pytest.mark.benchmark(group="first forecast")
