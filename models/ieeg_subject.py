@@ -85,7 +85,7 @@ class Shots:
         heard: Which samples of it are good; artefacts and dropouts are not.
         charge: Of the first phase of a pulse at each contact, cathodes then anodes, in units of 1 mA for 200 us;
             current along a shaft is counted from neighbour to neighbour, see `flowing_ma`.
-        course: Pulses delivered in each sample; one that two samples share counts in both, in parts.
+        course: Pulses delivered in each sample; one between two samples counts in those around, in parts.
         repeated: The same, each pulse weighted by what earlier ones left, see `repeated_course`.
         paired: The same, each pulse weighted by how many came about so long before it, see `paired_course`.
         even: The same, each pulse spread over its whole period, see `even_course`.
