@@ -72,6 +72,8 @@ class ProtocolTable:
                 continue
             mine = own[(own.family == family) & (own.split == split)]
             pairs = mine.merge(theirs, on=["patient", "seed"], suffixes=("", "_other"))
+            if pairs.empty:  # not judged beside each other, which is no verdict
+                continue
             for metric in metrics:
                 gap = _gap(pairs, metric)
                 found.append({"family": family, "split": split, "against": other, "metric": metric, **gap})

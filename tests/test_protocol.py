@@ -482,6 +482,7 @@ def test_bars_are_met_or_not_and_say_why():
     assert met["sites: coverage of 90 % intervals"]
     assert met["slope in amplitude: sign"]
     assert not met["slope in amplitude: cosine"]
+    assert not any("5 trials" in bar for bar in met)  # nobody asked
     worse = protocol_bars(protocol_table(files(-0.2)), "new").set_index("bar")
     behind = worse.loc["sites, 20 trials: r2_mean better than every baseline on 20"]
     assert not behind.met
