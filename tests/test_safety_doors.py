@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from stimopt.errors import DataError, EnvelopeError, RunError, StimulusError
@@ -522,12 +522,14 @@ def test_a_dense_search_ends_where_every_step_around_the_best_leaves_the_envelop
 
 
 @given(seed=SEEDS, rate_hz=st.floats(100.0, 20000.0))
+@example(seed=5192146, rate_hz=100.0)
 @settings(max_examples=15, deadline=None)
 def test_the_waveform_of_every_allowed_stimulus_leaves_no_charge(seed, rate_hz):
     now = situation_of(seed)
     stimuli = now.envelope.project(deliverable(now.space, 4, seed))
-    assume(len(stimuli.pulses))
     assert bool(now.envelope.allowed(stimuli).all())
+    stimuli = stimuli[(~stimuli.silent).nonzero().squeeze(-1)]  # a train without a current may last as it likes
+    assume(len(stimuli.pulses))
     until_s = float((stimuli.onset_s + train_s(stimuli)).max()) + 0.01
     assert until_s < 35.0  # no profile allows a longer train
     per_bin = 1e3 / rate_hz  # uC of 1 mA
