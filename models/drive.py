@@ -8,8 +8,7 @@ read a smooth course between its samples (Keys 1981). So an answer to it is the 
 the grid, moved, and gradients along frequency and onset mean something. Exact charge per
 sample would jump where a pulse crosses the grid, and a pulse shared between two samples in
 straight lines is answered less, the more so the faster the answer: along frequency that
-ripple is steeper than the slope it hides (against differences of 3 % in frequency the slopes of
-`ieeg-tiny` had a cosine of 0.1 to 0.7 with it, and have one of 0.8 to 1).
+ripple is steeper than the slope it hides.
 
 References: Merrill, Bikson and Jefferys, J Neurosci Methods 141 (2005) 171-198; Keys, IEEE
 Trans Acoust Speech Signal Process 29 (1981) 1153-1160.
