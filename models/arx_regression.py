@@ -150,6 +150,16 @@ def autoregress(window: Window, trials: Trials, lags: int) -> AutoRegression:
     return first
 
 
+def products(
+    y: Float[Tensor, "row channel time"], u: Float[Tensor, "row input time"], lags: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of past (lag, channel), newest first, then input: with themselves, with the present; the present with itself."""
+    past = [y[..., lags - lag : y.shape[-1] - lag] for lag in range(1, lags + 1)]
+    regressors = torch.cat([*past, u[..., lags:]], 1).movedim(1, 0).flatten(1)  # [regressor, row * time]
+    present = y[..., lags:].movedim(1, 0).flatten(1)
+    return regressors @ regressors.mT, regressors @ present.mT, present @ present.mT
+
+
 def grid(lags: int) -> Iterator[tuple[int, tuple[float, float]]]:
     """Lags and ridges worth trying."""
     tried = sorted({max(1, lags // 4), max(1, lags // 2), lags})
@@ -165,17 +175,10 @@ def _equations(window: Window, trials: Trials, lags: int) -> AutoRegression:
     stretches = [(context, quiet), (response, v)]
     if window.lead == 0:
         stretches = [(torch.cat([context, response], -1), torch.cat([quiet, v], -1))]
-    blocks = [_products(y, u, lags) for y, u in stretches if y.shape[-1] > lags]
+    blocks = [products(y, u, lags) for y, u in stretches if y.shape[-1] > lags]
     gram, product, power = (torch.stack(block).sum(0) for block in zip(*blocks, strict=True))
     rows = len(trials) * sum(y.shape[-1] - lags for y, _ in stretches if y.shape[-1] > lags)
     return AutoRegression(window, gram, product, power, lags, rows)
-
-
-def _products(y: Tensor, u: Tensor, lags: int) -> tuple[Tensor, Tensor, Tensor]:
-    past = [y[..., lags - lag : y.shape[-1] - lag] for lag in range(1, lags + 1)]
-    regressors = torch.cat([*past, u[..., lags:]], 1).movedim(1, 0).flatten(1)  # [regressor, trial * time]
-    present = y[..., lags:].movedim(1, 0).flatten(1)
-    return regressors @ regressors.mT, regressors @ present.mT, present @ present.mT
 
 
 def _input_basis(window: Window, like: Tensor) -> Float[Tensor, "basis lag"]:

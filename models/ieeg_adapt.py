@@ -1,12 +1,14 @@
 """How far the foundation model is bent to a patient, decided by trials of that patient which no bending saw.
 
-Levels, cheapest first; each is the one before it and more, but for "low-rank" and "full", which build on "context":
+Levels, cheapest first; "residual", "low-rank" and "full" build on "context":
 
     rest        the patient's scales and places alone
     context     past trials are read, the weights as they are shipped (frozen); from 4 trials on, noise is as wide as
                 each of them asks for when the others are read
-    residual    and a closed-form correction of what they leave over
-    blended     or a linear model of the patient's beside the network, each weighed by trials at other sites
+    ongoing     and what happens without a stimulus is also told by a linear forecast of the patient's own
+    residual    the context, and a closed-form correction of what they leave over
+    blended     what "ongoing" is, and a linear model of the patient's beside the network, each weighed by trials at
+                other sites
     sources     and circuits of sources in the patient's tissue beside these, fitted by gradient steps (half a minute)
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
@@ -40,16 +42,17 @@ from .ieeg_blended import blendable, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
+from .ieeg_ongoing import LinearOngoing, fit_ieeg_ongoing, fit_ongoing
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
 from .ieeg_sourced import fit_ieeg_sourced, sourceable
 from .ieeg_subject import Shots
 from .low_rank import changed, full_changes, low_rank_changes
 
-LEVELS = ("rest", "context", "residual", "low-rank", "full")
-CLOSED_FORM = LEVELS[:3]
+LEVELS = ("rest", "context", "ongoing", "residual", "low-rank", "full")
+CLOSED_FORM = LEVELS[:4]
 """Levels that take no gradient step."""
 _BLENDS = ("blended", "sources")
-_FEWEST = {"rest": 0, "context": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
+_FEWEST = {"rest": 0, "context": 0, "ongoing": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
 _FEWEST_TEMPERED = 4
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
 _JOINT = 0.2  # as in pretraining
@@ -126,7 +129,8 @@ def adapt(
                           "folds or more score them.")  # fmt: skip
     response = trials.response
     whole = model.for_patient(montage, rest, trials, samples=response.signal_uv.shape[-1], start_s=response.start_s)
-    tried = [level for level in LEVELS if level in {"context", *levels}]
+    ongoing = fit_ongoing(whole, rest, seed=seed) if "ongoing" in levels else None
+    tried = [level for level in LEVELS if level in {"context", *levels} and (level != "ongoing" or ongoing is not None)]
     if len(trials) < max(4, folds):
         return Adapted(at_level(whole, "context"), "context", {}, len(trials))
     tried = [level for level in tried if len(trials) - math.ceil(len(trials) / folds) >= _FEWEST[level]]
@@ -134,14 +138,16 @@ def adapt(
     for fold, held in enumerate(folds_of(len(trials), folds, seed, "parts")):
         some = replace(whole, past=whole.past.pick(others_of(len(trials), held)))
         for level in tried:
-            forecaster = at_level(some, level, seed=seed + fold, steps=steps, rank=rank)
+            forecaster = at_level(some, level, seed=seed + fold, steps=steps, rank=rank, ongoing=ongoing)
             each[level][held] = _scores(forecaster, whole, trials[held])
     level, scores = _chosen(each)
-    return Adapted(at_level(whole, level, seed=seed, steps=steps, rank=rank), level, scores, len(trials))
+    chosen = at_level(whole, level, seed=seed, steps=steps, rank=rank, ongoing=ongoing)
+    return Adapted(chosen, level, scores, len(trials))
 
 
 def at_level(
-    whole: FoundationForecaster, level: str, *, seed: int = 0, steps: int = 60, rank: int = 4
+    whole: FoundationForecaster, level: str, *, seed: int = 0, steps: int = 60, rank: int = 4,
+    ongoing: LinearOngoing | None = None,
 ) -> Forecaster:  # fmt: skip
     """One level of adaptation to a forecaster's own past trials, without asking whether it helps.
 
@@ -151,6 +157,7 @@ def at_level(
         seed: Of parts, first changes and order of steps.
         steps: Gradient steps, at most.
         rank: Of low-rank changes.
+        ongoing: Of the patient, for the level of that name; without one it is "context".
 
     Raises:
         ConfigError: If the level is unknown.
@@ -161,6 +168,8 @@ def at_level(
     count = len(whole.past.numbers)
     if count < _FEWEST[level]:
         raise DataError(f"{level} adaptation needs at least {_FEWEST[level]} trials, got {count}; use 'context'.")
+    if level == "ongoing" and ongoing is not None:
+        return fit_ieeg_ongoing(whole, ongoing, seed=seed)
     if level == "residual":
         return fit_ieeg_residual(whole, seed=seed)
     if level in _RATES:
@@ -198,7 +207,7 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "blended", which with fewer than eight trials, or missing samples, is "context"; "sources", which where
+        adapt: "blended", which with fewer than eight trials, or missing samples, is "ongoing"; "sources", which where
             fewer than eight trials are of currents at known places is "blended"; a level of `LEVELS`; or
             "auto", which chooses among those in closed form.
 
@@ -214,11 +223,12 @@ def fit_ieeg_adapted(
         return _adapt(model, montage, rest, trials, seed=seed).forecaster
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
+    ongoing = fit_ongoing(whole, rest, seed=seed) if adapt in ("ongoing", *_BLENDS) else None
     if adapt not in _BLENDS or not blendable(trials):
-        return at_level(whole, "context" if adapt in _BLENDS else adapt, seed=seed)
+        return at_level(whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, ongoing=ongoing)
     if adapt == "sources" and sourceable(trials):
-        return fit_ieeg_sourced(whole, trials, seed=seed)
-    return fit_ieeg_blended(whole, trials, seed=seed)
+        return fit_ieeg_sourced(whole, trials, seed=seed, ongoing=ongoing)
+    return fit_ieeg_blended(whole, trials, seed=seed, ongoing=ongoing)
 
 
 _adapt = adapt  # an option of the function above has its name

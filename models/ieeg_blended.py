@@ -21,7 +21,6 @@ forecasts); Lange, Little and Taylor, JASA 84 (1989) 881-896 (heavy tails by lea
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,14 +30,14 @@ from torch import Tensor
 
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
-from stimopt.stimulus import Stimulus, no_stimulus
+from stimopt.stimulus import Stimulus
 from stimopt.tensors import named_under
 
 from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
-from .ieeg_residual import MOST_PAST, answered
-from .ieeg_subject import OF_TRAINS, Shots
+from .ieeg_ongoing import LinearOngoing, Quiet, Told, alone, calmed, quiet_of, silenced, told_of
+from .ieeg_residual import MOST_PAST
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
@@ -61,7 +60,8 @@ class BlendedForecaster(Forecaster):
         weight: Of the effects by network, linear model and network told of no trial: far from all sites with a past, at
             new sites near them, and at these.
         sites: Shares of the contacts in the current of each site with a past.
-        wider: Factors on the noise, in the same order, beside that at new sites.
+        wider: Factors on the noise that a stimulus adds, in the same order.
+        ongoing: The patient's own forecast of what happens without a stimulus; None for the network's.
     """
 
     plain: FoundationForecaster
@@ -69,30 +69,34 @@ class BlendedForecaster(Forecaster):
     weight: Float[Tensor, "3 3"]
     sites: Float[Tensor, "site contact"]
     wider: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    ongoing: LinearOngoing | None = None
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
-        told, _ = self.parts(context, stimulus)
-        return self.plain.in_uv(*told, stimulus)
+        parts = self.parts(context, stimulus)
+        return self.in_uv(parts, parts.effect, stimulus)
 
-    def parts(self, context: Context, stimulus: Stimulus) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Mean, scale and factors in units of spread, `[row, ...]`, and the mean without a stimulus."""
-        mean, scale, factors = self.plain.told(self.plain.answer(context, stimulus))
-        quiet = _quiet(self.plain, context, stimulus).reshape(mean.shape)
+    def in_uv(
+        self, parts: "Parts", effect: Float[Tensor, "row channel time"], stimulus: Stimulus, narrower: float = 1.0
+    ) -> GaussianForecast:
+        """A forecast with this effect, and noise that a stimulus adds as wide as `narrower` says."""
+        scale, factors = parts.quiet.noise(parts.told, effect, narrower * parts.wider)
+        return self.plain.in_uv(parts.quiet.mean + effect, scale, factors, stimulus)
+
+    def parts(self, context: Context, stimulus: Stimulus) -> "Parts":
+        """What a forecast is made of, a row for each stimulus."""
+        told = self.plain.told(self.plain.answer(context, stimulus))
+        mean, quiet = told[0], quiet_of(self.plain, self.ongoing, context, stimulus)
         spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
-        effects = [mean - quiet, self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread]
+        effects = [mean - quiet.network, self.linear.effect_uv(stimulus).reshape(mean.shape).to(mean) / spread]
         share = self.shares(stimulus.amplitude_ma).reshape(-1, 3).to(mean)
         weight = (share @ self.weight.to(mean))[..., None, None]  # [shot, effect, 1, 1]
         if bool((share[:, 0] > 0).any()):
-            untold, _, _ = self._untold.told(self._untold.answer(context, stimulus))
-            effects.append(untold - _quiet(self._untold, context, stimulus).reshape(mean.shape))
-        blended = quiet + sum(weight[:, i] * effect for i, effect in enumerate(effects))
-        wide = (share @ mean.new_tensor(self.wider))[:, None, None]
-        return (blended, wide * scale, wide.unsqueeze(-1) * factors), quiet
-
-    @cached_property
-    def _untold(self) -> FoundationForecaster:
-        return untold(self.plain)
+            untold = self.plain.untold
+            far, _, _ = untold.told(untold.answer(context, stimulus))
+            effects.append(far - quiet_of(untold, None, context, stimulus).network)
+        effect = torch.stack([weight[:, i] * effect for i, effect in enumerate(effects)]).sum(0)
+        return Parts(told, quiet, effect, (share @ mean.new_tensor(self.wider))[:, None, None])
 
     def shares(self, amplitude_ma: Float[Tensor, "*batch contact"]) -> Float[Tensor, "*batch 3"]:
         """How far a current enters from all sites with a past, how much at new sites near them, and how much at them.
@@ -114,15 +118,37 @@ class BlendedForecaster(Forecaster):
             "blend": self.weight,
             "sites": self.sites,
         }
-        return {**config, "linear": linear_config, "wider": list(self.wider)}, tensors
+        config = {**config, "linear": linear_config, "wider": list(self.wider)}
+        if self.ongoing is not None:
+            config["ongoing"], own = self.ongoing.export()
+            tensors |= {f"ongoing.{name}": value for name, value in own.items()}
+        return config, tensors
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "BlendedForecaster":
         """See Saveable."""
         plain = FoundationForecaster.restore(config, named_under(tensors, "plain."))
         linear = ImpulseForecaster.restore(config["linear"], named_under(tensors, "linear."))
-        far, new, seen = config["wider"]
-        return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen))
+        own, (far, new, seen) = config.get("ongoing"), config["wider"]
+        ongoing = None if own is None else LinearOngoing.restore(own, named_under(tensors, "ongoing."))
+        return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen), ongoing)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a blended forecast is made of, in units of spread.
+
+    Attributes:
+        told: Mean, scale and factors by the network, with the stimulus.
+        quiet: Without it.
+        effect: Of the stimulus on the mean.
+        wider: Factor on the noise that a stimulus adds.
+    """
+
+    told: Told
+    quiet: Quiet
+    effect: Float[Tensor, "row channel time"]
+    wider: Float[Tensor, "row 1 1"]
 
 
 def blendable(trials: Trials) -> bool:
@@ -132,14 +158,16 @@ def blendable(trials: Trials) -> bool:
 
 @torch.no_grad()
 def fit_ieeg_blended(
-    plain: FoundationForecaster, trials: Trials, *, seed: int = 0, at_new_sites: Sequence["Held"] | None = None
-) -> BlendedForecaster:
+    plain: FoundationForecaster, trials: Trials, *, seed: int = 0, ongoing: LinearOngoing | None = None,
+    at_new_sites: Sequence["Held"] | None = None,
+) -> BlendedForecaster:  # fmt: skip
     """Weigh a foundation forecaster's effects against those of impulse responses, on its own past trials.
 
     Args:
         plain: With these trials in context.
         trials: The same, in uV.
         seed: Of parts and ridges.
+        ongoing: The patient's own forecast of what happens without a stimulus; the network's alone by default.
         at_new_sites: `held_sites` of these, where it is at hand.
 
     Returns:
@@ -148,28 +176,41 @@ def fit_ieeg_blended(
     Raises:
         DataError: If there are fewer than eight trials, or samples of theirs are not finite.
     """
-    held = held_sites(plain, trials, seed) if at_new_sites is None else at_new_sites
+    held = held_sites(plain, trials, seed, ongoing) if at_new_sites is None else at_new_sites
     loud = trials.stimulus.amplitude_ma[~trials.stimulus.silent]
     sites = torch.unique(_shares(loud).round(decimals=6), dim=0)
     doubts = tuple(prior / max(1, len(sites)) for prior in _PRIOR_SITES)
     at_new = _weights(held, _BLENDED, doubts, torch.tensor([1.0, 0.0, 0.0]))
     far = _weights(held, _UNTOLD, doubts[:1], torch.tensor([0.0, 0.0, 1.0]))
-    again = [Held.of(plain, trials, part, seed) for part in folds_of(len(trials), FOLDS, seed, "trial parts")]
-    again = [part.at_seen_sites() for part in again]
+    parts = folds_of(len(trials), FOLDS, seed, "trial parts")
+    again = [Held.of(plain, trials, part, seed, ongoing).at_seen_sites() for part in parts]
     at_any = sum(int(part.loud.sum()) for part in again)
     at_seen = _weights(again, _BLENDED, (_PRIOR_TRIALS / max(1, at_any),) * 2, at_new)
-    temper, wide_far = (
-        patient_temper([row for part in held for row in part.ratios(weight)], len(trials)) for weight in (at_new, far)
+    wide_far, wide = (wider_of([(part, part.effect(weight)) for part in held]) for weight in (far, at_new))
+    narrow = wider_of([(part, part.effect(at_seen)) for part in again], otherwise=wide)
+    newest = plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None))
+    kept = replace(plain, past=calmed(plain, newest, ongoing))
+    linear = fit_impulse_regression(_without_ongoing(plain, trials, ongoing), seed=seed)
+    return BlendedForecaster(
+        kept, linear, torch.stack([far, at_new, at_seen]), sites, (wide_far, wide, narrow), ongoing
     )
-    left = [row for part in again for row in part.ratios(at_seen)]
-    narrower = patient_temper(left, len(left)) / temper if at_any else 1.0
-    kept = replace(plain, past=plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None)), temper=temper)
-    linear, weight = fit_impulse_regression(trials, seed=seed), torch.stack([far, at_new, at_seen])
-    return BlendedForecaster(kept, linear, weight, sites, (wide_far / temper, 1.0, narrower))
+
+
+def wider_of(held: "Sequence[tuple[Held, Tensor]]", otherwise: float = 1.0) -> float:
+    """Factor on the noise that stimuli add, as held-out trials ask; drawn to another, the more the fewer they are.
+
+    Args:
+        held: Parts of the trials, and the effect that was forecast for each.
+        otherwise: What it is without any.
+    """
+    rows = [row / otherwise for part, effect in held for row in part.ratios(effect)]
+    return otherwise * patient_temper(rows, len(rows))
 
 
 @torch.no_grad()
-def held_sites(plain: FoundationForecaster, trials: Trials, seed: int) -> "list[Held]":
+def held_sites(
+    plain: FoundationForecaster, trials: Trials, seed: int, ongoing: LinearOngoing | None = None
+) -> "list[Held]":
     """Parts of the trials that share no site, each forecast from the others.
 
     Raises:
@@ -180,19 +221,20 @@ def held_sites(plain: FoundationForecaster, trials: Trials, seed: int) -> "list[
             f"a blend needs at least {FEWEST} trials, all samples finite, got {len(trials)}; use 'context', which "
             "reads around what is missing."
         )
-    return [Held.of(plain, trials, part, seed) for part in site_parts(trials.stimulus, FOLDS, seed)]
+    return [Held.of(plain, trials, part, seed, ongoing) for part in site_parts(trials.stimulus, FOLDS, seed)]
 
 
-def untold(plain: FoundationForecaster) -> FoundationForecaster:
-    """The same with no trial in context."""
-    return replace(plain, past=plain.past.pick(slice(0)))
+def _without_ongoing(plain: FoundationForecaster, trials: Trials, ongoing: LinearOngoing | None) -> Trials:
+    """Responses less what would have been without the stimulus, about each channel's middle before it.
 
-
-def _quiet(plain: FoundationForecaster, context: Context, stimulus: Stimulus) -> Tensor:
-    """The network's forecast without a stimulus, with the batch of one."""
-    batch = context.signal_uv.shape[:-2]
-    mean, _, _ = plain.told(plain.answer(context, no_stimulus(stimulus.montage, batch).to(stimulus.amplitude_ma)))
-    return mean.reshape(*batch, *mean.shape[1:]).expand(*stimulus.batch_shape, -1, -1)
+    Where nothing but the network says what that is, responses stay as they are.
+    """
+    if ongoing is None:
+        return trials
+    quiet = quiet_of(plain.untold, ongoing, trials.context, trials.stimulus.to(torch.zeros(())))
+    middle = trials.context.signal_uv.mean((0, -1)).unsqueeze(-1)
+    left = trials.response.signal_uv - plain.mean_uv(quiet.mean) + middle
+    return replace(trials, response=replace(trials.response, signal_uv=left))
 
 
 def seen_share(
@@ -234,8 +276,9 @@ class Held:
 
     Attributes:
         effects: The network's, the linear model's, and those of the network told of no trial.
-        left: The response less the network's forecast without a stimulus.
-        wide: Standard deviation that the network gave.
+        left: The response less the forecast without a stimulus.
+        quiet: That forecast.
+        total: Variance that the network gave.
         good: Which samples are known.
         loud: Which trials had a stimulus.
         seen: Which have a site that others had, too.
@@ -243,52 +286,52 @@ class Held:
 
     effects: Float[Tensor, "3 trial channel time"]
     left: Float[Tensor, "trial channel time"]
-    wide: Float[Tensor, "trial channel time"]
+    quiet: Quiet
+    total: Float[Tensor, "trial channel time"]
     good: Tensor
     loud: Tensor
     seen: Tensor
 
     @classmethod
-    def of(cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int) -> "Held":
+    def of(
+        cls, plain: FoundationForecaster, trials: Trials, held: Tensor, seed: int, ongoing: LinearOngoing | None = None
+    ) -> "Held":
         """Forecast these trials from all others."""
         rest, lead = others_of(len(trials), held), plain.window.lead
         past, own = plain.past.pick(rest[-MOST_PAST:]), plain.past.pick(held)
-        asked, nothing = (own, _silenced(own)), past.pick(slice(0))
-        (mean, scale, factors), (quiet, _, _) = (_answers(plain, past, shots) for shots in asked)
-        (untold_mean, _, _), (untold_quiet, _, _) = (_answers(plain, nothing, shots) for shots in asked)
-        linear_uv = fit_impulse_regression(trials[rest], seed=seed).effect_uv(trials.stimulus[held])
-        linear = linear_uv.to(mean) / plain.subject.spread_uv.unsqueeze(-1)
-        effects = torch.stack([mean - quiet, linear, untold_mean - untold_quiet])
-        wide = (scale.square() + factors.square().sum(1)).sqrt()
-        left, good = own.response[..., lead:] - quiet, own.good[..., lead:]
+        asked, nothing = (own, silenced(own)), past.pick(slice(0))
+        past = calmed(plain, past, ongoing)
+        told, silent = (told_of(plain, past, shots) for shots in asked)
+        untold, untold_silent = (told_of(plain, nothing, shots) for shots in asked)
+        quiet = alone(silent) if ongoing is None else ongoing.quiet(silent, own.context, own.heard)
+        others = _without_ongoing(plain, trials[rest], ongoing)
+        linear_uv = fit_impulse_regression(others, seed=seed).effect_uv(trials.stimulus[held])
+        linear = linear_uv.to(told[0]) / plain.subject.spread_uv.unsqueeze(-1)
+        effects = torch.stack([told[0] - silent[0], linear, untold[0] - untold_silent[0]])
+        total = told[1].square() + told[2].square().sum(1)
+        left, good = own.response[..., lead:] - quiet.mean, own.good[..., lead:]
         current = trials.stimulus.amplitude_ma
         seen = seen_share(current[held], _shares(current[rest][~trials.stimulus.silent[rest]])) > _SAME
-        return cls(effects, left, wide, good, ~trials.stimulus.silent[held], seen)
+        return cls(effects, left, quiet, total, good, ~trials.stimulus.silent[held], seen)
+
+    def effect(self, weight: Float[Tensor, "3"]) -> Float[Tensor, "trial channel time"]:
+        """Effects, weighed."""
+        return torch.einsum("e,enct->nct", weight.to(self.left), self.effects)
 
     def at_seen_sites(self) -> "Held":
         """Without the stimulated trials whose site the others had not."""
         known = self.seen | ~self.loud
         return replace(self, loud=self.loud & self.seen, good=self.good & known[:, None, None])
 
-    def ratios(self, weight: Tensor) -> list[Tensor]:
-        """Errors of the blend as shares of the standard deviation, for each trial with any good sample."""
-        error = (self.left - torch.einsum("e,enct->nct", weight.to(self.left), self.effects)).abs() / self.wide
-        return [row[here] for row, here in zip(error, self.good, strict=True) if bool(here.any())]
+    def ratios(self, effect: Float[Tensor, "trial channel time"]) -> list[Tensor]:
+        """See `Quiet.ratios`; of stimulated trials alone."""
+        return self.quiet.ratios(self.left - effect, self.total, effect, self.good & self.loud[:, None, None])
 
     def products(self, some: slice) -> tuple[Tensor, Tensor]:
         """Products of some of the effects of stimulated trials with each other and with what is left."""
         known = self.good & self.loud[:, None, None]
         flat = (self.effects[some] * known).flatten(1).double()
         return flat @ flat.mT, flat @ (self.left * known).flatten().double()
-
-
-def _silenced(shots: Shots) -> Shots:
-    return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in ("charge", *OF_TRAINS)})
-
-
-def _answers(plain: FoundationForecaster, past: Shots, asked: Shots) -> list[Tensor]:
-    """Mean, scale and factors for a patient's trials with others in context."""
-    return [part[0] for part in plain.told(answered(plain, plain.model.weights, past, asked))]
 
 
 def _weights(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from stimopt.checkpoint import checkpoint_card, load_checkpoint, read_config
@@ -141,6 +142,11 @@ class FoundationForecaster(Forecaster):
         """See Forecaster. The context may be any length from a patch on; its newest 1.6 s at most are read."""
         return self.in_uv(*self.told(self.answer(context, stimulus)), stimulus)
 
+    @cached_property
+    def untold(self) -> "FoundationForecaster":
+        """The same with no trial in context."""
+        return replace(self, past=self.past.pick(slice(0)))
+
     def told(self, answer: Answer) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, scale and factors of an answer in the window, in units of spread; noise as wide as tempers ask."""
         lead, temper = self.window.lead, self.model.temper * self.temper
@@ -150,9 +156,14 @@ class FoundationForecaster(Forecaster):
     def in_uv(self, mean: Tensor, scale: Tensor, factors: Tensor, stimulus: Stimulus) -> GaussianForecast:
         """A forecast from its parts in units of spread, `[row, ...]`, with the batch of the stimulus."""
         batch, unit = stimulus.batch_shape, self.subject.spread_uv.to(mean).unsqueeze(-1)
-        mean = self.subject.rest_uv.to(mean).unsqueeze(-1) + unit * mean
-        mean, scale, factors = (x.reshape(*batch, *x.shape[1:]) for x in (mean, unit * scale, unit * factors))
+        parts = (self.mean_uv(mean), unit * scale, unit * factors)
+        mean, scale, factors = (x.reshape(*batch, *x.shape[1:]) for x in parts)
         return GaussianForecast(self.window.response(mean), scale, factors)
+
+    def mean_uv(self, mean: Float[Tensor, "*batch channel time"]) -> Float[Tensor, "*batch channel time"]:
+        """A signal in units of spread, in uV."""
+        middle, unit = (x.to(mean).unsqueeze(-1) for x in (self.subject.rest_uv, self.subject.spread_uv))
+        return middle + unit * mean
 
     def answer(self, context: Context, stimulus: Stimulus) -> Answer:
         """The network's own answer, in units of spread, `[stimulus, ...]` from the window's start on.

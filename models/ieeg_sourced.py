@@ -28,13 +28,13 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from stimopt.errors import DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.montage import Montage
-from stimopt.stimulus import Stimulus, no_stimulus
+from stimopt.stimulus import Stimulus
 from stimopt.tensors import concatenate, generator, map_tensors, named_under
 
 from .folds import site_parts
-from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, fit_ieeg_blended, held_sites, untold
+from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, fit_ieeg_blended, held_sites, wider_of
 from .ieeg_foundation import FoundationForecaster
-from .ieeg_judging import patient_temper
+from .ieeg_ongoing import LinearOngoing, quiet_of
 from .ieeg_sources import (
     SourceModel,
     Sources,
@@ -68,7 +68,7 @@ class SourcedForecaster(Forecaster):
         blend: Of the foundation model and a linear one, with the patient's past trials.
         sources: Fitted on them.
         share: Of the sources in the effect.
-        narrower: Factor on the blend's noise.
+        narrower: Factor on the noise that the blend says a stimulus adds.
     """
 
     blend: BlendedForecaster
@@ -78,12 +78,13 @@ class SourcedForecaster(Forecaster):
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
-        (mean, scale, factors), quiet = self.blend.parts(context, stimulus)
+        parts = self.blend.parts(context, stimulus)
         window = self.blend.plain.window
         told = self.sources.effect(stimulus, window.rate_hz, window.lead + window.samples)[..., window.lead :]
-        share = self.share * placed(stimulus).to(mean)
-        mean = mean + share * (told.reshape(mean.shape).to(mean) - (mean - quiet))
-        return self.blend.plain.in_uv(mean, self.narrower * scale, self.narrower * factors, stimulus)
+        effect = parts.effect
+        share = self.share * placed(stimulus).to(effect)
+        effect = effect + share * (told.reshape(effect.shape).to(effect) - effect)
+        return self.blend.in_uv(parts, effect, stimulus, self.narrower)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
@@ -130,7 +131,7 @@ def _tissue_of(montage: Montage) -> Tissue:
 
 def fit_ieeg_sourced(
     plain: FoundationForecaster, trials: Trials, *, seed: int = 0, model: SourceModel | None = None,
-    circuits: int = CIRCUITS, steps: int = STEPS,
+    circuits: int = CIRCUITS, steps: int = STEPS, ongoing: LinearOngoing | None = None,
 ) -> SourcedForecaster:  # fmt: skip
     """Blend a foundation forecaster with a linear model, and fit a patient's sources to their trials and to that blend.
 
@@ -141,6 +142,7 @@ def fit_ieeg_sourced(
         model: What circuits have in common; the shipped one by default.
         circuits: How many, from different first places.
         steps: Of the search.
+        ongoing: The patient's own forecast of what happens without a stimulus; the network's alone by default.
 
     Raises:
         DataError: If too few trials are of currents at known places, or samples are not finite.
@@ -149,8 +151,8 @@ def fit_ieeg_sourced(
         raise DataError(
             f"sources need {FEWEST} trials of currents at contacts with position_mm; give these, or use 'blended'."
         )
-    blendings = held_sites(plain, trials, seed)
-    model, blend = model or load_sources(), fit_ieeg_blended(plain, trials, seed=seed, at_new_sites=blendings)
+    model, blendings = model or load_sources(), held_sites(plain, trials, seed, ongoing)
+    blend = fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=blendings)
     tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, FOLDS, seed)
     known = torch.ones(circuits + _HELD_CIRCUITS * len(parts), len(trials))
     rows = [slice(circuits + _HELD_CIRCUITS * i, circuits + _HELD_CIRCUITS * (i + 1)) for i in range(len(parts))]
@@ -164,7 +166,7 @@ def fit_ieeg_sourced(
         (blended, answers[row][:, part, :, plain.window.lead :].mean(0), say[part])
         for blended, row, part in zip(blendings, rows, parts, strict=True)
     ]
-    share, narrower = _weighed(held, blend, len(trials))
+    share, narrower = _weighed(held, blend)
     kept = {name: value[:circuits].clone() for name, value in own.items()}
     return SourcedForecaster(blend, Sources(model, kept, tissue, told.unit), share, narrower)
 
@@ -194,14 +196,12 @@ class _Told:
         plain, count, like = blend.plain, len(trials), trials.stimulus.amplitude_ma
         lead, montage = plain.window.lead, plain.window.montage
         virtual = draw_stimuli(montage, _VIRTUAL, generator(seed, "virtual stimuli")).to(like)
-        (mean, _, _), quiet = blend.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual)
-        expected = mean - quiet
+        expected = blend.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual).effect
         power = expected.square().mean((0, 2)).clamp_min(_LEAST).unsqueeze(-1)  # [channel, 1]
-        alone = untold(plain)
-        before, scale, factors = alone.told(alone.answer(trials.context, no_stimulus(montage, (count,)).to(like)))
-        noise = scale.square() + factors.square().sum(1) + _FAINT * power
+        quiet = quiet_of(plain.untold, blend.ongoing, trials.context, trials.stimulus)
+        noise = quiet.variance + _FAINT * power
         good = past.good[..., lead:]
-        left = torch.where(good, past.response[..., lead:] - before, 0.0)
+        left = torch.where(good, past.response[..., lead:] - quiet.mean, 0.0)
         error = (_ERROR * power).expand_as(expected)
         say = torch.cat([placed(one) for one in (trials.stimulus, virtual)])
         weight = _ALIKE * say * torch.cat([good / noise, count / _VIRTUAL / error])
@@ -240,15 +240,14 @@ def _searched(
 
 
 @torch.no_grad()
-def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster, trials: int) -> tuple[float, float]:
+def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster) -> tuple[float, float]:
     """Share of the sources, and how much narrower noise may be, by trials whose sites were held out.
 
     Args:
         held: Parts of the trials, what circuits that were not told of them answer, and where these have a say.
         blend: Whose effects these stand beside.
-        trials: How many there are.
     """
-    blended = [torch.einsum("e,enct->nct", blend.weight[1].to(own.effects), own.effects) for own, _, _ in held]
+    blended = [own.effect(blend.weight[1]) for own, _, _ in held]
     others = [say * (sources - effect) for (_, sources, say), effect in zip(held, blended, strict=True)]
     gram = target = 0.0
     for (own, _, _), effect, apart in zip(held, blended, others, strict=True):
@@ -257,12 +256,5 @@ def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster, 
         target += float((other * (own.left - effect)).sum())
     sure = _PRIOR_SITES / max(1, len(blend.sites))
     share = min(_HALF, max(0.0, (target / gram + sure * _HALF) / (1 + sure))) if gram > 0 else 0.0
-
-    def temper(by: float) -> float:
-        rows = []
-        for (own, _, _), effect, apart in zip(held, blended, others, strict=True):
-            error = (own.left - effect - by * apart).abs() / own.wide
-            rows += [row[here] for row, here in zip(error, own.good, strict=True) if bool(here.any())]
-        return patient_temper(rows, trials)
-
-    return share, temper(share) / temper(0.0)
+    asked = wider_of([(own, e + share * a) for (own, _, _), e, a in zip(held, blended, others, strict=True)])
+    return share, asked / blend.wider[1]

@@ -203,15 +203,15 @@ def shots_of(
         ShapeError: If a sensory stimulus has more features than are read.
     """
     like = stimulus.amplitude_ma
-    scaled, heard = _scaled(subject, context.signal_uv, like)
-    empty = like.new_zeros(*scaled.shape[:-1], 0)
-    response, there = (empty, empty.bool()) if response_uv is None else _scaled(subject, response_uv, like)
+    before, heard = in_spreads(subject, context.signal_uv, like)
+    empty = like.new_zeros(*before.shape[:-1], 0)
+    response, there = (empty, empty.bool()) if response_uv is None else in_spreads(subject, response_uv, like)
     current_ma = flowing_ma(stimulus)
     charge_ma_us = current_ma * stimulus.pulse_width_us[..., None, None]
     more = current_ma.sum((-2, -1)) / like.abs().sum(-1).clamp_min(1e-12)  # than the sum of currents; 0 for silence
     counted = replace(stimulus, amplitude_ma=more.unsqueeze(-1) * like)
     return Shots(
-        scaled, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
+        before, heard, charge_ma_us / _CHARGE_MA_US, pulse_course(stimulus, context.rate_hz, samples),
         repeated_course(stimulus, context.rate_hz, samples, FADING_S),
         paired_course(stimulus, context.rate_hz, samples, PAIR_LAGS_S), even_course(stimulus, context.rate_hz, samples),
         stimulus_features(counted), sensory_features(stimulus.sensory, like), response,
@@ -219,7 +219,9 @@ def shots_of(
     )  # fmt: skip
 
 
-def _scaled(subject: Subject, signal_uv: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def in_spreads(
+    subject: Subject, signal_uv: Float[Tensor, "*batch channel time"], like: Tensor
+) -> tuple[Float[Tensor, "*batch channel time"], Bool[Tensor, "*batch channel time"]]:
     """In units of spread, zero where it is not known; and where it is."""
     known = signal_uv.isfinite()
     middle, spread = (x.to(like).unsqueeze(-1) for x in (subject.rest_uv, subject.spread_uv))

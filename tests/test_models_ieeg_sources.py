@@ -17,7 +17,8 @@ from stimopt.forecaster import Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
-from stimopt.models.ieeg_foundation import FoundationForecaster, FoundationModel
+from stimopt.models.ieeg_foundation import FoundationModel
+from stimopt.models.ieeg_ongoing import OngoingForecaster
 from stimopt.models.ieeg_residual import MOST_PAST
 from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.models.ieeg_sourced import SourcedForecaster, fit_ieeg_sourced
@@ -358,12 +359,12 @@ def test_sources_need_places(plain, trials):
 
 
 def test_sources_are_asked_for_by_name(trials, monkeypatch):
-    """With too few trials the frozen model stays, as in a blend."""
+    """With too few trials nothing is fitted but what happens by itself, as in a blend."""
     monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1, steps=2))
     made = ieeg_adapt.fit_ieeg_adapted(trials[:10], adapt="sources")
     assert isinstance(made, SourcedForecaster)
     assert made.sources.model.size == load_sources().size
-    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:7], adapt="sources"), FoundationForecaster)
+    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:7], adapt="sources"), OngoingForecaster)
 
 
 def test_the_shipped_sources_say_what_they_are():
