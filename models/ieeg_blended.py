@@ -36,8 +36,9 @@ from stimopt.tensors import named_under
 from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
-from .ieeg_ongoing import LinearOngoing, Quiet, Told, alone, calmed, quiet_of, silenced, told_of
+from .ieeg_ongoing import LinearOngoing, Quiet, Told, alone, calmed, kept_of, quiet_of, reset_of, silenced, told_of
 from .ieeg_residual import MOST_PAST
+from .ieeg_subject import in_spreads
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression
 
 FEWEST = 8  # trials
@@ -62,6 +63,7 @@ class BlendedForecaster(Forecaster):
         sites: Shares of the contacts in the current of each site with a past.
         wider: Factors on the noise that a stimulus adds, in the same order.
         ongoing: The patient's own forecast of what happens without a stimulus; None for the network's.
+        reset: How much a strong stimulus ends of what that forecast knows and the network does not.
     """
 
     plain: FoundationForecaster
@@ -70,6 +72,7 @@ class BlendedForecaster(Forecaster):
     sites: Float[Tensor, "site contact"]
     wider: tuple[float, float, float] = (1.0, 1.0, 1.0)
     ongoing: LinearOngoing | None = None
+    reset: float = 0.0
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
@@ -80,8 +83,9 @@ class BlendedForecaster(Forecaster):
         self, parts: "Parts", effect: Float[Tensor, "row channel time"], stimulus: Stimulus, narrower: float = 1.0
     ) -> GaussianForecast:
         """A forecast with this effect, and noise that a stimulus adds as wide as `narrower` says."""
-        scale, factors = parts.quiet.noise(parts.told, effect, narrower * parts.wider)
-        return self.plain.in_uv(parts.quiet.mean + effect, scale, factors, stimulus)
+        quiet = parts.quiet.after(effect, self.reset)
+        scale, factors = quiet.noise(parts.told, effect, narrower * parts.wider)
+        return self.plain.in_uv(quiet.mean + effect, scale, factors, stimulus)
 
     def parts(self, context: Context, stimulus: Stimulus) -> "Parts":
         """What a forecast is made of, a row for each stimulus."""
@@ -118,7 +122,7 @@ class BlendedForecaster(Forecaster):
             "blend": self.weight,
             "sites": self.sites,
         }
-        config = {**config, "linear": linear_config, "wider": list(self.wider)}
+        config = {**config, "linear": linear_config, "wider": list(self.wider), "reset": self.reset}
         if self.ongoing is not None:
             config["ongoing"], own = self.ongoing.export()
             tensors |= {f"ongoing.{name}": value for name, value in own.items()}
@@ -131,7 +135,8 @@ class BlendedForecaster(Forecaster):
         linear = ImpulseForecaster.restore(config["linear"], named_under(tensors, "linear."))
         own, (far, new, seen) = config.get("ongoing"), config["wider"]
         ongoing = None if own is None else LinearOngoing.restore(own, named_under(tensors, "ongoing."))
-        return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen), ongoing)
+        reset = float(config["reset"])
+        return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen), ongoing, reset)
 
 
 @dataclass(frozen=True)
@@ -186,24 +191,26 @@ def fit_ieeg_blended(
     again = [Held.of(plain, trials, part, seed, ongoing).at_seen_sites() for part in parts]
     at_any = sum(int(part.loud.sum()) for part in again)
     at_seen = _weights(again, _BLENDED, (_PRIOR_TRIALS / max(1, at_any),) * 2, at_new)
-    wide_far, wide = (wider_of([(part, part.effect(weight)) for part in held]) for weight in (far, at_new))
-    narrow = wider_of([(part, part.effect(at_seen)) for part in again], otherwise=wide)
+    reset = reset_of([part.told_apart(part.effect(at_new)) for part in held])
+    wide_far, wide = (wider_of([(part, part.effect(weight)) for part in held], reset) for weight in (far, at_new))
+    narrow = wider_of([(part, part.effect(at_seen)) for part in again], reset, otherwise=wide)
     newest = plain.past.pick(slice(max(0, len(trials) - MOST_PAST), None))
     kept = replace(plain, past=calmed(plain, newest, ongoing))
     linear = fit_impulse_regression(_without_ongoing(plain, trials, ongoing), seed=seed)
     return BlendedForecaster(
-        kept, linear, torch.stack([far, at_new, at_seen]), sites, (wide_far, wide, narrow), ongoing
+        kept, linear, torch.stack([far, at_new, at_seen]), sites, (wide_far, wide, narrow), ongoing, reset
     )
 
 
-def wider_of(held: "Sequence[tuple[Held, Tensor]]", otherwise: float = 1.0) -> float:
+def wider_of(held: "Sequence[tuple[Held, Tensor]]", reset: float, otherwise: float = 1.0) -> float:
     """Factor on the noise that stimuli add, as held-out trials ask; drawn to another, the more the fewer they are.
 
     Args:
         held: Parts of the trials, and the effect that was forecast for each.
+        reset: See `BlendedForecaster`.
         otherwise: What it is without any.
     """
-    rows = [row / otherwise for part, effect in held for row in part.ratios(effect)]
+    rows = [row / otherwise for part, effect in held for row in part.ratios(effect, reset)]
     return otherwise * patient_temper(rows, len(rows))
 
 
@@ -232,8 +239,11 @@ def _without_ongoing(plain: FoundationForecaster, trials: Trials, ongoing: Linea
     if ongoing is None:
         return trials
     quiet = quiet_of(plain.untold, ongoing, trials.context, trials.stimulus.to(torch.zeros(())))
-    middle = trials.context.signal_uv.mean((0, -1)).unsqueeze(-1)
-    left = trials.response.signal_uv - plain.mean_uv(quiet.mean) + middle
+    middle, loud = trials.context.signal_uv.mean((0, -1)).unsqueeze(-1), ~trials.stimulus.silent[:, None, None]
+    response, known = in_spreads(plain.subject, trials.response.signal_uv, quiet.mean)
+    kept = torch.where(loud, kept_of(quiet, response, known & loud), 1.0)
+    before = quiet.network + kept * (quiet.mean - quiet.network)
+    left = trials.response.signal_uv - plain.mean_uv(before) + middle
     return replace(trials, response=replace(trials.response, signal_uv=left))
 
 
@@ -323,9 +333,14 @@ class Held:
         known = self.seen | ~self.loud
         return replace(self, loud=self.loud & self.seen, good=self.good & known[:, None, None])
 
-    def ratios(self, effect: Float[Tensor, "trial channel time"]) -> list[Tensor]:
-        """See `Quiet.ratios`; of stimulated trials alone."""
-        return self.quiet.ratios(self.left - effect, self.total, effect, self.good & self.loud[:, None, None])
+    def told_apart(self, effect: Float[Tensor, "trial channel time"]) -> tuple[Quiet, Tensor, Tensor, Tensor]:
+        """As `reset_of` asks for, of stimulated trials alone."""
+        return self.quiet, self.left, effect, self.good & self.loud[:, None, None]
+
+    def ratios(self, effect: Float[Tensor, "trial channel time"], reset: float) -> list[Tensor]:
+        """See `Quiet.ratios`."""
+        quiet, left, effect, good = self.told_apart(effect)
+        return quiet.ratios(left, self.total, effect, good, reset)
 
     def products(self, some: slice) -> tuple[Tensor, Tensor]:
         """Products of some of the effects of stimulated trials with each other and with what is left."""

@@ -11,7 +11,13 @@ stimulus is that of rest. What a stimulus adds to it is the network's word on th
 
     variance = quiet variance + s^2 (what the network adds for the stimulus + 0.03 effect^2)
 
-with s as wide as a patient's own trials ask for. Where a sample of the newest past is not known the network is alone.
+with s as wide as a patient's own trials ask for. A stimulus may also end what would have gone on, as spikes that it
+sets to another phase: then the linear forecast, sure of them, is wrong and the network, which was not, is right. So
+
+    quiet after a stimulus = network + (1 - r p / (p + 0.1)) (quiet - network),   p power of the channel's effect
+
+where r, of 0 to 1, is what the patient's trials ask for. Where a sample of the newest past is not known the network is
+alone.
 
 References: Lutkepohl, New Introduction to Multiple Time Series Analysis (2005), sections 2.2 and 3.2 (free runs, least
 squares); Hoerl and Kennard, Technometrics 12 (1970) 55-67 (ridge); Stone, JRSS B 36 (1974) 111-147 (weights by
@@ -19,7 +25,7 @@ cross-validation).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise, product
 from typing import Any
@@ -50,6 +56,8 @@ _FEWEST = 4  # pieces of rest
 _MOST = 256  # pieces
 _GROWN = 2.0  # how far a free run may leave what was seen
 _PRIOR_PIECES = 4  # that say a channel's noise is as far off as that of all
+_RESET = 0.1  # power of an effect, in squared units of spread, that ends half of what it may
+_PRIOR_TRIALS = 4  # that say a stimulus ends nothing
 _EFFECT = 0.03  # of an effect's square, in the variance that a stimulus adds
 _REACH_90 = 1.6449  # standard deviations
 _NARROWEST = 0.5  # factor on the noise that a stimulus adds
@@ -90,18 +98,32 @@ class Quiet:
         ratio = ((self._known() + wider.square() * self._added(total, effect)) / total).sqrt()
         return ratio * scale, ratio.unsqueeze(1) * factors
 
-    def ratios(self, left: Tensor, total: Tensor, effect: Tensor, good: Tensor) -> list[Tensor]:
+    def after(self, effect: Float[Tensor, "row channel time"], reset: float) -> "Quiet":
+        """The same after stimuli with such effects, of which the patient's own forecast does not survive all.
+
+        Args:
+            effect: On the mean.
+            reset: How much a strong one ends of what that forecast knows and the network does not.
+        """
+        kept = 1 - reset * _strength(effect)
+        mean, variance = (a + kept * (b - a) for a, b in ((self.network, self.mean), (self.said, self.variance)))
+        return replace(self, mean=mean, variance=variance)
+
+    def ratios(self, left: Tensor, total: Tensor, effect: Tensor, good: Tensor, reset: float) -> list[Tensor]:
         """Errors of trials as shares of the noise that a stimulus adds, beyond what rest leads to expect.
 
         An error at the end of a central interval of 90 % is as large a share as that interval reaches.
 
         Args:
-            left: The response less its forecast.
+            left: The response less the forecast without a stimulus.
             total: Variance that the network gave.
             effect: What the stimulus was thought to add to the mean.
             good: Which samples are known.
+            reset: See `after`.
         """
-        beyond = (left.square() - _REACH_90**2 * self._known()).clamp_min(0.0)
+        after = self.after(effect, reset)
+        error = left + self.mean - after.mean - effect
+        beyond = (error.square() - _REACH_90**2 * after._known()).clamp_min(0.0)
         share = (beyond / self._added(total, effect).clamp_min(_LEAST)).sqrt().clamp_min(_REACH_90 * _NARROWEST)
         return [row[here] for row, here in zip(share, good, strict=True) if bool(here.any())]
 
@@ -181,6 +203,11 @@ def alone(silent: Told) -> Quiet:
     return Quiet(mean, said, mean, said, judged=False)
 
 
+def _loud(shots: Shots) -> Bool[Tensor, "shot 1 1"]:
+    """Which windows have a stimulus."""
+    return ((shots.charge.flatten(1) != 0).any(-1) | (shots.senses != 0).any(-1))[:, None, None]
+
+
 def silenced(shots: Shots) -> Shots:
     """The same windows without their stimuli."""
     return replace(shots, **{name: torch.zeros_like(getattr(shots, name)) for name in ("charge", *OF_TRAINS)})
@@ -192,14 +219,46 @@ def told_of(plain: FoundationForecaster, past: Shots, asked: Shots) -> Told:
     return mean[0], scale[0], factors[0]
 
 
+def reset_of(parts: Sequence[tuple[Quiet, Tensor, Tensor, Tensor]]) -> float:
+    """How much strong stimuli end of what the patient's own forecast knows, by least squares over trials.
+
+    Args:
+        parts: The forecast without a stimulus, the response less that, what the stimulus was thought to add, and which
+            samples are known; of stimulated trials alone.
+    """
+    return _ended((_strength(e) * (quiet.mean - quiet.network), left - e, good) for quiet, left, e, good in parts)
+
+
+def kept_of(quiet: Quiet, response: Tensor, good: Tensor) -> float:
+    """How much of what the patient's own forecast knows survives stimuli of whose effects nothing is known."""
+    return 1 - _ended([(quiet.mean - quiet.network, response - quiet.mean, good)])
+
+
+def _ended(parts: Iterable[tuple[Tensor, Tensor, Tensor]]) -> float:
+    """Between 0 and 1, the share of the first that is missing in the second."""
+    found = size = trials = 0.0
+    for known, left, good in parts:
+        here = known * good
+        found -= float((here * torch.where(good, left, 0.0)).sum())
+        size += float(here.square().sum())
+        trials += int(good.flatten(1).any(-1).sum())
+    return min(1.0, max(0.0, found / max(size, _LEAST) * trials / (trials + _PRIOR_TRIALS)))
+
+
+def _strength(effect: Float[Tensor, "row channel time"]) -> Float[Tensor, "row channel 1"]:
+    power: Tensor = effect.square().mean(-1, keepdim=True)
+    return power / (power + _RESET)
+
+
 @torch.no_grad()
 def calmed(plain: FoundationForecaster, past: Shots, ongoing: LinearOngoing | None) -> Shots:
     """Past trials without what the patient's own forecast knows of responses, and the network does not."""
     if ongoing is None or not len(past.numbers):
         return past
     silent, lead = told_of(plain, past.pick(slice(0)), silenced(past)), plain.window.lead
-    quiet = ongoing.quiet(silent, past.context, past.heard)
-    more = torch.where(past.good[..., lead:], quiet.mean - quiet.network, 0.0)
+    quiet, good, loud = ongoing.quiet(silent, past.context, past.heard), past.good[..., lead:], _loud(past)
+    kept = kept_of(quiet, past.response[..., lead:], good & loud)
+    more = torch.where(good, torch.where(loud, kept, 1.0) * (quiet.mean - quiet.network), 0.0)
     return replace(past, response=torch.cat([past.response[..., :lead], past.response[..., lead:] - more], -1))
 
 
@@ -216,17 +275,19 @@ def fit_ieeg_ongoing(plain: FoundationForecaster, ongoing: LinearOngoing, *, see
         The forecaster, with the newest 64 trials in context.
     """
     past, count, lead = plain.past, len(plain.past.numbers), plain.window.lead
-    rows: list[Tensor] = []
+    parts, totals = [], []
     for held in folds_of(count, _FOLDS, seed, "parts") if count >= _FEWEST_TRIALS else ():
         known, own = past.pick(others_of(count, held)[-MOST_PAST:]), past.pick(held)
         known = calmed(plain, known, ongoing)
         told, silent = (told_of(plain, known, asked) for asked in (own, silenced(own)))
         quiet, effect = ongoing.quiet(silent, own.context, own.heard), told[0] - silent[0]
-        loud = (own.charge.flatten(1) != 0).any(-1) | (own.senses != 0).any(-1)
-        good = own.good[..., lead:] & loud[:, None, None]
-        rows += quiet.ratios(own.response[..., lead:] - quiet.mean - effect, _variance(told), effect, good)
+        parts.append((quiet, own.response[..., lead:] - quiet.mean, effect, own.good[..., lead:] & _loud(own)))
+        totals.append(_variance(told))
+    reset, rows = reset_of(parts), list[Tensor]()
+    for (quiet, left, effect, good), total in zip(parts, totals, strict=True):
+        rows += quiet.ratios(left, total, effect, good, reset)
     kept = replace(plain, past=calmed(plain, past.pick(slice(max(0, count - MOST_PAST), None)), ongoing))
-    return OngoingForecaster(kept, ongoing, patient_temper(rows, len(rows)))
+    return OngoingForecaster(kept, ongoing, patient_temper(rows, len(rows)), reset)
 
 
 @torch.no_grad()
@@ -420,17 +481,20 @@ class OngoingForecaster(Forecaster):
         plain: The network with past trials in context, which says what a stimulus adds.
         ongoing: What happens without one.
         wider: Factor on the noise that a stimulus adds.
+        reset: How much a strong stimulus ends of what the patient's own forecast knows.
     """
 
     plain: FoundationForecaster
     ongoing: LinearOngoing
     wider: float = 1.0
+    reset: float = 0.0
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
         told = self.plain.told(self.plain.answer(context, stimulus))
         quiet = quiet_of(self.plain, self.ongoing, context, stimulus)
         effect = told[0] - quiet.network
+        quiet = quiet.after(effect, self.reset)
         scale, factors = quiet.noise(told, effect, effect.new_tensor(self.wider))
         return self.plain.in_uv(quiet.mean + effect, scale, factors, stimulus)
 
@@ -439,11 +503,12 @@ class OngoingForecaster(Forecaster):
         config, tensors = self.plain.export()
         own, more = self.ongoing.export()
         tensors = {f"plain.{name}": value for name, value in tensors.items()}
-        return {**config, "ongoing": own, "wider": self.wider}, tensors | {f"ongoing.{n}": v for n, v in more.items()}
+        config |= {"ongoing": own, "wider": self.wider, "reset": self.reset}
+        return config, tensors | {f"ongoing.{n}": v for n, v in more.items()}
 
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "OngoingForecaster":
         """See Saveable."""
         plain = FoundationForecaster.restore(config, named_under(tensors, "plain."))
         ongoing = LinearOngoing.restore(config["ongoing"], named_under(tensors, "ongoing."))
-        return cls(plain, ongoing, float(config["wider"]))
+        return cls(plain, ongoing, float(config["wider"]), float(config["reset"]))

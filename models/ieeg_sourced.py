@@ -199,6 +199,7 @@ class _Told:
         expected = blend.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual).effect
         power = expected.square().mean((0, 2)).clamp_min(_LEAST).unsqueeze(-1)  # [channel, 1]
         quiet = quiet_of(plain.untold, blend.ongoing, trials.context, trials.stimulus)
+        quiet = quiet.after(blend.parts(trials.context, trials.stimulus).effect, blend.reset)
         noise = quiet.variance + _FAINT * power
         good = past.good[..., lead:]
         left = torch.where(good, past.response[..., lead:] - quiet.mean, 0.0)
@@ -256,5 +257,7 @@ def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster) 
         target += float((other * (own.left - effect)).sum())
     sure = _PRIOR_SITES / max(1, len(blend.sites))
     share = min(_HALF, max(0.0, (target / gram + sure * _HALF) / (1 + sure))) if gram > 0 else 0.0
-    asked = wider_of([(own, e + share * a) for (own, _, _), e, a in zip(held, blended, others, strict=True)])
+    asked = wider_of(
+        [(own, e + share * a) for (own, _, _), e, a in zip(held, blended, others, strict=True)], blend.reset
+    )
     return share, asked / blend.wider[1]
