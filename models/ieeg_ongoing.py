@@ -16,8 +16,8 @@ sets to another phase: then the linear forecast, sure of them, is wrong and the 
 
     quiet after a stimulus = network + (1 - r p / (p + 0.1)) (quiet - network),   p power of the channel's effect
 
-where r, of 0 to 1, is what the patient's trials ask for. Where a sample of the newest past is not known the network is
-alone.
+where r, of 0 to 1, is what the patient's trials ask for; and there noise is no less than the network says. Where a
+sample of the newest past is not known the network is alone.
 
 References: Lutkepohl, New Introduction to Multiple Time Series Analysis (2005), sections 2.2 and 3.2 (free runs, least
 squares); Hoerl and Kennard, Technometrics 12 (1970) 55-67 (ridge); Stone, JRSS B 36 (1974) 111-147 (weights by
@@ -99,14 +99,15 @@ class Quiet:
         return ratio * scale, ratio.unsqueeze(1) * factors
 
     def after(self, effect: Float[Tensor, "row channel time"], reset: float) -> "Quiet":
-        """The same after stimuli with such effects, of which the patient's own forecast does not survive all.
+        """The same after stimuli with such effects, which the patient's own forecast may not survive.
 
         Args:
             effect: On the mean.
             reset: How much a strong one ends of what that forecast knows and the network does not.
         """
-        kept = 1 - reset * _strength(effect)
-        mean, variance = (a + kept * (b - a) for a, b in ((self.network, self.mean), (self.said, self.variance)))
+        strength = _strength(effect)
+        mean = self.mean + reset * strength * (self.network - self.mean)
+        variance = self.variance + strength * (self.said - self.variance).clamp_min(0.0)
         return replace(self, mean=mean, variance=variance)
 
     def ratios(self, left: Tensor, total: Tensor, effect: Tensor, good: Tensor, reset: float) -> list[Tensor]:

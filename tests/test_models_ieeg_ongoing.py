@@ -14,7 +14,15 @@ from stimopt.models import ieeg_ongoing
 from stimopt.models.ieeg_adapt import adapt, at_level, fit_ieeg_adapted
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND, FoundationModel
-from stimopt.models.ieeg_ongoing import OngoingForecaster, calmed, fit_ieeg_ongoing, fit_ongoing
+from stimopt.models.ieeg_ongoing import (
+    OngoingForecaster,
+    Quiet,
+    calmed,
+    fit_ieeg_ongoing,
+    fit_ongoing,
+    kept_of,
+    reset_of,
+)
 from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.stimulus import no_stimulus
@@ -282,6 +290,44 @@ def test_a_blend_with_it_forecasts_better_and_is_as_sure_as_it_may_be(whole, ong
         inside.append(float((off.abs() <= 1.6449 * forecast.total_scale_uv).double().mean()))
     assert errors[1] < 0.9 * errors[0]
     assert 0.82 < inside[1] < 0.96
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_what_a_stimulus_ends_is_told_by_trials(ended):
+    """A rhythm that only the patient's own forecast knows goes on under the responses, or does not."""
+    source = generator(6, "ended")
+    rhythm, effect, noise = (torch.randn(16, 6, 125, generator=source) for _ in range(3))
+    effect, good = 3 * effect, torch.ones(16, 6, 125, dtype=torch.bool)
+    one, nothing = torch.ones_like(rhythm), torch.zeros_like(rhythm)
+    quiet = Quiet(rhythm, 0.2 * one, nothing, one, judged=True)
+    response = effect + 0.3 * noise + (0 if ended else rhythm)
+    reset, kept = reset_of([(quiet, response - rhythm, effect, good)]), kept_of(quiet, response, good)
+    assert reset == pytest.approx(0.8 if ended else 0.0, abs=0.02)  # 16 trials, and four that say it goes on
+    assert kept == pytest.approx(0.2 if ended else 1.0, abs=0.06)
+    loud, silent = quiet.after(effect, reset), quiet.after(nothing, reset)
+    assert torch.equal(silent.mean, rhythm)
+    assert torch.equal(silent.variance, quiet.variance)
+    torch.testing.assert_close(loud.mean, (1 - reset) * rhythm, atol=0.05, rtol=0)
+    assert float(loud.variance.min()) > 0.95  # no less than the network says, once all is moved
+    hidden = good.clone()
+    hidden[8:] = False
+    torn = torch.where(hidden, response, math.nan)
+    assert reset_of([(quiet, torn - rhythm, effect, hidden)]) == pytest.approx(0.67 if ended else 0.0, abs=0.03)
+
+
+def test_responses_that_ended_the_rhythm_are_left_as_they_are(whole, ongoing, truth, trials):
+    """What stimulated trials show to have gone, the network is not told to add."""
+    fresh = truth.trials(trials.stimulus, 77).response
+    other = calmed(whole, replace(whole.past, response=_in_spreads(whole, fresh.signal_uv)), ongoing)
+    loud = ~trials.stimulus.silent
+    moved = (other.response - _in_spreads(whole, fresh.signal_uv)).square().mean((1, 2)).sqrt()
+    usual = (calmed(whole, whole.past, ongoing).response - whole.past.response).square().mean((1, 2)).sqrt()
+    assert float(moved[loud].mean()) < 0.5 * float(usual[loud].mean())
+
+
+def _in_spreads(whole, signal_uv):
+    subject = whole.subject
+    return ((signal_uv - subject.rest_uv.unsqueeze(-1)) / subject.spread_uv.unsqueeze(-1)).float()
 
 
 def test_it_is_a_level_of_its_own_and_what_few_trials_are_given(model, rest, trials, calm, monkeypatch):
