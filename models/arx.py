@@ -30,6 +30,8 @@ from .impulse import convolve
 from .residuals import noisy_forecast, residual_noise
 from .window import Window, contiguous, in_double, window_from_dict, window_of
 
+_FEWEST_LAGS, _MOST_REGRESSORS = 16, 512
+
 
 @dataclass(frozen=True)
 class ArxForecaster(Forecaster):
@@ -69,7 +71,7 @@ class ArxForecaster(Forecaster):
 
 
 def fit_arx(
-    trials: Trials, *, seed: int = 0, lags: int = 16, factors: int = 12, folds: int = 3,
+    trials: Trials, *, seed: int = 0, lags: int = 32, factors: int = 12, folds: int = 3,
     tirings: Sequence[Tiring | None] = TIRINGS,
 ) -> ArxForecaster:  # fmt: skip
     """Vector autoregression with polarity-rectified stimulation current as input.
@@ -77,7 +79,8 @@ def fit_arx(
     Args:
         trials: Recorded trials with signals.
         seed: Of the folds on which ridges are chosen and the noise is measured.
-        lags: Most samples of the past that the autoregression may use.
+        lags: Most samples of the past that the autoregression may use; a half and a quarter of it are tried, too. With
+            more than 16 channels fewer, but not below 16: `channels` times `lags` are regressors.
         factors: How many shared noise factors at most.
         folds: In how many parts the trials are cut.
         tirings: How pulses may count; the one that forecasts held-out trials best is kept.
@@ -86,6 +89,7 @@ def fit_arx(
         DataError: If there are fewer than four trials, or no signals.
     """
     plain, trials = window_of(trials), in_double(trials)
+    lags = min(lags, max(_FEWEST_LAGS, _MOST_REGRESSORS // plain.channels))
     parts = folds_of(len(trials), folds, seed)
     tried = []
     for window in (replace(plain, tiring=tiring) for tiring in tirings):
