@@ -328,15 +328,15 @@ def _pieces(plain: FoundationForecaster, rest: Context) -> Float[Tensor, "piece 
     whole = rest.signal_uv.reshape(-1, *rest.signal_uv.shape[-2:])
     whole, known = in_spreads(plain.subject, whole, plain.subject.spread_uv)
     before, heard = plain.past.context, plain.past.heard
-    shared = before.shape[-1] == min(whole.shape[-1], before.shape[-1])
+    shared = before.shape[-1] <= whole.shape[-1]
     length = min(whole.shape[-1], plain.window.context_samples + plain.window.lead + plain.window.samples)
     if length // 2 <= before.shape[-1]:
         length = min(length, before.shape[-1])
     else:
         before, heard = before[:0], heard[:0]
     if shared and len(before):  # contexts that were given as rest, too
-        there = {one.numpy().tobytes() for one in whole[..., -before.shape[-1] :].contiguous()}
-        new = torch.tensor([one.numpy().tobytes() not in there for one in before.contiguous()])
+        there = {one.numpy().tobytes() for one in whole[..., -before.shape[-1] :].cpu().contiguous()}
+        new = [i for i, one in enumerate(before.cpu().contiguous()) if one.numpy().tobytes() not in there]
         before, heard = before[new], heard[new]
     cut: Tensor = torch.cat([_cut(signal, good, length) for signal, good in ((whole, known), (before, heard))])
     return cut[-_MOST:]
@@ -371,14 +371,15 @@ def _chosen(
     most = max(1, min(_LAGS[-1], off.shape[-1] - ahead))
     each = [_Equations.of(off[part], most) for part in parts]
     every = sum(each[1:], each[0])
+    others = [every - own for own in each]
     truth, largest = off[..., -ahead:], _GROWN * float(off.abs().max())
     best, chosen = math.inf, (torch.zeros_like(every.solve(1, 1.0, False)), torch.zeros_like(truth))
     for lags, ridge, together in product(_LAGS, _RIDGES, (True, False)):
         if lags > most or (together and lags > every.lags):
             continue
         told = torch.empty_like(truth)
-        for part, own in zip(parts, each, strict=True):
-            told[part] = _free_run((every - own).solve(lags, ridge, together), off[part][..., :-ahead], ahead)
+        for part, fitted in zip(parts, others, strict=True):
+            told[part] = _free_run(fitted.solve(lags, ridge, together), off[part][..., :-ahead], ahead)
         left = float(((told - truth).square().mean((0, 2)) / truth.square().mean((0, 2)).clamp_min(_LEAST)).mean())
         if left < best:  # false for one that is no number
             back = every.solve(lags, ridge, together)
