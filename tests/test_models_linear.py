@@ -62,6 +62,28 @@ def test_intervals_of_a_linear_model_hold_what_they_claim(name, test, request):
     assert abs(skill["coverage_50"] - 0.5) < 0.08
 
 
+def test_an_autoregression_hears_an_echo_of_a_tenth_of_a_second(truth, monkeypatch):
+    """What comes back after 24 samples is known for as long; with many channels that is too much to fit."""
+
+    def echoing(rows, seed):
+        noise = torch.randn(rows, 8, 250, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        for t in range(24, 250):
+            noise[..., t] += 0.9 * noise[..., t - 24]
+        before, after = noise.split(125, -1)
+        response = Response(truth.montage, after, RATE_HZ)
+        return Trials(Context(truth.montage, before, RATE_HZ), no_stimulus(truth.montage, (rows,)), response)
+
+    past, coming = echoing(24, 1), echoing(20, 2)
+    own = fit_arx(past, tirings=(None,))
+    monkeypatch.setattr("stimopt.models.arx._MOST_REGRESSORS", 64)  # as 64 channels would
+    few = fit_arx(past, tirings=(None,))
+    assert (own.free_run.shape[2], few.free_run.shape[2] <= 16) == (32, True)
+    far, near = (fitted.forecast(coming.context, coming.stimulus).mean for fitted in (own, few))
+    known, size = coming.response.signal_uv[..., :24], coming.response.signal_uv[..., :24].var()
+    assert float((known - far[..., :24]).square().mean() / size) < 0.5  # 0.19 is new
+    assert float((known - near[..., :24]).square().mean() / size) > 0.8
+
+
 def test_a_state_space_recovers_the_impulse_response_of_a_known_system():
     """Two states, one damped rotation at 10 Hz driven by the cathode of A1, read by two channels."""
     truth = linear_truth(4)
