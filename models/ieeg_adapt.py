@@ -198,8 +198,9 @@ def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
 
 
 def fit_ieeg_adapted(
-    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny", adapt: str = "blended"
-) -> Forecaster:
+    trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny",
+    adapt: str = "blended", steps: int = 60,
+) -> Forecaster:  # fmt: skip
     """The shipped foundation model, bent to the patient as far as held-out trials ask for.
 
     Args:
@@ -210,13 +211,16 @@ def fit_ieeg_adapted(
         adapt: "blended", which with fewer than eight trials, or missing samples, is "ongoing"; "sources", which where
             fewer than eight trials are of currents at known places is "blended"; a level of `LEVELS`; or
             "auto", which chooses among those in closed form.
+        steps: Gradient steps of "sources", and of "low-rank" and "full" at most.
 
     Raises:
-        ConfigError: If `adapt` is unknown.
+        ConfigError: If `adapt` is unknown, or there is no step.
         DataError: If the windows are longer than the model's horizon, or there are too few trials for the level.
     """
     if adapt not in ("auto", *_BLENDS, *LEVELS):
         raise ConfigError(f"adapt is {adapt!r}; give auto, {', '.join((*_BLENDS, *LEVELS[:-1]))} or {LEVELS[-1]}.")
+    if steps < 1:
+        raise ConfigError(f"steps is {steps}; give 1 or more, or a level that takes none, such as blended.")
     model, response = load_foundation(checkpoint), trials.response
     montage, rest = response.montage, rest or trials.context
     if adapt == "auto":
@@ -225,9 +229,9 @@ def fit_ieeg_adapted(
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
     ongoing = fit_ongoing(whole, rest, seed=seed) if adapt in ("ongoing", *_BLENDS) else None
     if adapt not in _BLENDS or not blendable(trials):
-        return at_level(whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, ongoing=ongoing)
+        return at_level(whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, steps=steps, ongoing=ongoing)
     if adapt == "sources" and sourceable(trials):
-        return fit_ieeg_sourced(whole, trials, seed=seed, ongoing=ongoing)
+        return fit_ieeg_sourced(whole, trials, seed=seed, steps=steps, ongoing=ongoing)
     return fit_ieeg_blended(whole, trials, seed=seed, ongoing=ongoing)
 
 

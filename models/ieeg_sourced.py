@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from stimopt.errors import DataError
+from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.montage import Montage
 from stimopt.stimulus import Stimulus
@@ -145,12 +145,15 @@ def fit_ieeg_sourced(
         ongoing: The patient's own forecast of what happens without a stimulus; the network's alone by default.
 
     Raises:
+        ConfigError: If there is no step or no circuit.
         DataError: If too few trials are of currents at known places, or samples are not finite.
     """
     if not sourceable(trials):
         raise DataError(
             f"sources need {FEWEST} trials of currents at contacts with position_mm; give these, or use 'blended'."
         )
+    if steps < 1 or circuits < 1:
+        raise ConfigError(f"sources need 1 step and 1 circuit or more, got {steps} and {circuits}; give more.")
     model, blendings = model or load_sources(), held_sites(plain, trials, seed, ongoing)
     blend = fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=blendings)
     tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, FOLDS, seed)
@@ -213,7 +216,10 @@ class _Told:
 def _searched(
     model: SourceModel, tissue: Tissue, told: _Told, known: Float[Tensor, "circuit trial"], steps: int, seed: int
 ) -> tuple[dict[str, Tensor], Float[Tensor, "circuit trial channel time"]]:
-    """Own numbers of circuits side by side, each told of the trials it may know, and what they answer to all trials."""
+    """Own numbers of circuits side by side, each told of the trials it may know, and what they answer to all trials.
+
+    A circuit whose search runs away keeps the last numbers with which it answered.
+    """
     circuits, samples = len(known), told.wanted.shape[-1]
     length = steps_of(samples, told.rate_hz)
     many = map_tensors(tissue, lambda x: x.expand(circuits, -1, -1))
@@ -228,16 +234,29 @@ def _searched(
         played = effects(model.shared, own, many, both)
         return torch.einsum("rnct,cts->rncs", played, to_samples)
 
+    safe = {name: value.detach().clone() for name, value in own.items()}
     for step in range(steps):
         for group in search.param_groups:
             group["lr"] = _RATE * min(1.0, 2 * (steps - step) / steps)
         missed = (heard * told.precision * (answered() - told.wanted).square()).sum((1, 2, 3)) / 2
+        safe = _chosen(missed.isfinite(), own, safe)
         search.zero_grad()
         (missed + model.oddness(own)).sum().backward()
         search.step()
     with torch.no_grad():
-        answers = answered()[:, : known.shape[1]]
-    return {name: value.detach() for name, value in own.items()}, answers
+        answers = answered()
+        fine = answers.isfinite().flatten(1).all(-1)
+        if not bool(fine.all()):
+            own = _chosen(fine, own, safe)
+            answers = answered()
+    return {name: value.detach() for name, value in own.items()}, answers[:, : known.shape[1]]
+
+
+def _chosen(
+    first: Bool[Tensor, " circuit"], one: Mapping[str, Tensor], other: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Numbers of some circuits from the one, of the others from the other."""
+    return {n: torch.where(first.reshape(-1, *[1] * (v.ndim - 1)), v.detach(), other[n]) for n, v in one.items()}
 
 
 @torch.no_grad()

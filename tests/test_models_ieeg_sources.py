@@ -358,6 +358,23 @@ def test_sources_need_places(plain, trials):
         fit_ieeg_sourced(plain, nowhere)
 
 
+def test_a_search_that_runs_away_is_given_up(trials, monkeypatch):
+    """With steps that are far too large circuits answer without end; what is kept answers all the same."""
+    monkeypatch.setattr("stimopt.models.ieeg_sourced._RATE", 1e4)
+    plain = untrained(trials)
+    wild = fit_ieeg_sourced(plain, trials, circuits=2, steps=6)
+    forecast = wild.forecast(trials.context[:3], trials.stimulus[:3])
+    assert bool(forecast.mean.isfinite().all() & forecast.total_scale_uv.isfinite().all())
+    assert all(bool(value.isfinite().all()) for value in wild.sources.own.values())
+
+
+def test_a_search_without_steps_is_refused(trials):
+    with pytest.raises(ConfigError, match="steps is 0; give 1 or more"):
+        ieeg_adapt.fit_ieeg_adapted(trials, adapt="sources", steps=0)
+    with pytest.raises(ConfigError, match="1 step and 1 circuit or more, got 0 and 8"):
+        fit_ieeg_sourced(untrained(trials), trials, steps=0)
+
+
 def test_sources_are_asked_for_by_name(trials, monkeypatch):
     """With too few trials nothing is fitted but what happens by itself, as in a blend."""
     monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1, steps=2))
