@@ -9,7 +9,7 @@ Levels, cheapest first; "residual", "low-rank" and "full" build on "context":
     residual    the context, and a closed-form correction of what they leave over
     blended     what "ongoing" is, and a linear model of the patient's beside the network, each weighed by trials at
                 other sites
-    sources     and circuits of sources in the patient's tissue beside these, fitted by gradient steps (half a minute)
+    sources     and circuits of sources in the patient's tissue beside these, by gradient steps (a minute or two)
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
 
@@ -44,6 +44,7 @@ from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
 from .ieeg_ongoing import LinearOngoing, fit_ieeg_ongoing, fit_ongoing
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
+from .ieeg_sourced import STEPS as SOURCE_STEPS
 from .ieeg_sourced import fit_ieeg_sourced, sourceable
 from .ieeg_subject import Shots
 from .low_rank import changed, full_changes, low_rank_changes
@@ -55,6 +56,7 @@ _BLENDS = ("blended", "sources")
 _FEWEST = {"rest": 0, "context": 0, "ongoing": 0, "residual": 4, "low-rank": 4, "full": 4}  # trials to learn from
 _FEWEST_TEMPERED = 4
 _RATES = {"low-rank": 1e-3, "full": 3e-5}  # of Adam; a fiftieth of pretraining's for all weights at once
+_STEPS = 60  # of gradient descent, at most
 _JOINT = 0.2  # as in pretraining
 _PATIENCE = 4  # looks at held-out trials without a better one
 
@@ -104,7 +106,7 @@ class Adapted:
 
 def adapt(
     model: FoundationModel, montage: Montage, rest: Context, trials: Trials, *,
-    levels: Sequence[str] = CLOSED_FORM, seed: int = 0, folds: int = 4, steps: int = 60, rank: int = 4,
+    levels: Sequence[str] = CLOSED_FORM, seed: int = 0, folds: int = 4, steps: int = _STEPS, rank: int = 4,
 ) -> Adapted:  # fmt: skip
     """The level of adaptation that held-out trials of the patient ask for, fitted on all of them.
 
@@ -146,7 +148,7 @@ def adapt(
 
 
 def at_level(
-    whole: FoundationForecaster, level: str, *, seed: int = 0, steps: int = 60, rank: int = 4,
+    whole: FoundationForecaster, level: str, *, seed: int = 0, steps: int = _STEPS, rank: int = 4,
     ongoing: LinearOngoing | None = None,
 ) -> Forecaster:  # fmt: skip
     """One level of adaptation to a forecaster's own past trials, without asking whether it helps.
@@ -199,7 +201,7 @@ def own_temper(forecaster: FoundationForecaster, seed: int = 0) -> float:
 
 def fit_ieeg_adapted(
     trials: Trials, *, seed: int = 0, rest: Context | None = None, checkpoint: str = "ieeg-tiny",
-    adapt: str = "blended", steps: int = 60,
+    adapt: str = "blended", steps: int | None = None,
 ) -> Forecaster:  # fmt: skip
     """The shipped foundation model, bent to the patient as far as held-out trials ask for.
 
@@ -211,7 +213,7 @@ def fit_ieeg_adapted(
         adapt: "blended", which with fewer than eight trials, or missing samples, is "ongoing"; "sources", which where
             fewer than eight trials are of currents at known places is "blended"; a level of `LEVELS`; or
             "auto", which chooses among those in closed form.
-        steps: Gradient steps of "sources", and of "low-rank" and "full" at most.
+        steps: Gradient steps: of "sources", by default 200; of "low-rank" and "full", at most and by default 60.
 
     Raises:
         ConfigError: If `adapt` is unknown, or there is no step.
@@ -219,7 +221,7 @@ def fit_ieeg_adapted(
     """
     if adapt not in ("auto", *_BLENDS, *LEVELS):
         raise ConfigError(f"adapt is {adapt!r}; give auto, {', '.join((*_BLENDS, *LEVELS[:-1]))} or {LEVELS[-1]}.")
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ConfigError(f"steps is {steps}; give 1 or more, or a level that takes none, such as blended.")
     model, response = load_foundation(checkpoint), trials.response
     montage, rest = response.montage, rest or trials.context
@@ -229,9 +231,11 @@ def fit_ieeg_adapted(
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
     ongoing = fit_ongoing(whole, rest, seed=seed) if adapt in ("ongoing", *_BLENDS) else None
     if adapt not in _BLENDS or not blendable(trials):
-        return at_level(whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, steps=steps, ongoing=ongoing)
+        return at_level(
+            whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, steps=steps or _STEPS, ongoing=ongoing
+        )
     if adapt == "sources" and sourceable(trials):
-        return fit_ieeg_sourced(whole, trials, seed=seed, steps=steps, ongoing=ongoing)
+        return fit_ieeg_sourced(whole, trials, seed=seed, steps=steps or SOURCE_STEPS, ongoing=ongoing)
     return fit_ieeg_blended(whole, trials, seed=seed, ongoing=ongoing)
 
 

@@ -377,8 +377,8 @@ def test_a_search_without_steps_is_refused(trials):
 
 def test_sources_are_asked_for_by_name(trials, monkeypatch):
     """With too few trials nothing is fitted but what happens by itself, as in a blend."""
-    monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1, steps=2))
-    made = ieeg_adapt.fit_ieeg_adapted(trials[:10], adapt="sources")
+    monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1))
+    made = ieeg_adapt.fit_ieeg_adapted(trials[:10], adapt="sources", steps=2)
     assert isinstance(made, SourcedForecaster)
     assert made.sources.model.size == load_sources().size
     assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:7], adapt="sources"), OngoingForecaster)
