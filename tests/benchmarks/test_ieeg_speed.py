@@ -16,6 +16,7 @@ from jaxtyping import config
 
 from stimopt.forecaster import Context, Trials
 from stimopt.models.ieeg_foundation import FoundationModel
+from stimopt.models.ieeg_ongoing import OngoingForecaster, fit_ongoing
 from stimopt.models.ieeg_sourced import CIRCUITS
 from stimopt.models.ieeg_sources import Sources, Tissue, load_sources
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
@@ -81,7 +82,7 @@ def patient(model, channels, past=PAST):
         answers = Response(montage, signal(past, channels, 125), RATE_HZ)
         trials = Trials(Context(montage, signal(past, channels, 250), RATE_HZ), stimuli(montage, past), answers)
     now = Context(montage, signal(channels, 250), RATE_HZ)
-    return model.for_patient(montage, rest, trials, samples=125), now
+    return model.for_patient(montage, rest, trials, samples=125), now, rest
 
 
 def least_s(work, repeats=5):
@@ -100,12 +101,27 @@ def least_s(work, repeats=5):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("rows", [1, 256])
 def test_a_forecast_of_64_channels_after_20_trials(benchmark, model, rows, dtype):
-    forecaster, now = patient(model, 64)
+    forecaster, now, _ = patient(model, 64)
     asked = stimuli(now.montage, rows).to(torch.zeros((), dtype=dtype))
     with torch.no_grad():
         benchmark.pedantic(lambda: forecaster.forecast(now, asked), rounds=5, warmup_rounds=1)
     span = least_s(lambda: forecaster.forecast(now, asked))
     print(f"\n{rows} stimuli, {dtype}: {1e3 * span:.0f} ms of CPU, {rows / span:.0f} forecasts a second")
+    assert span < (ONE_BAR_S if rows == 1 else MANY_BAR_S)
+
+
+@pytest.mark.benchmark(group="ongoing")
+@pytest.mark.parametrize("rows", [1, 256])
+def test_a_forecast_with_the_patients_own_of_ongoing_activity(benchmark, model, rows):
+    """As `ongoing` and `blended` ask: a second pass without a stimulus, and a free run."""
+    plain, now, rest = patient(model, 64)
+    begin = time.process_time()
+    forecaster = OngoingForecaster(plain, fit_ongoing(plain, rest))
+    fit_s, asked = time.process_time() - begin, stimuli(now.montage, rows).to(torch.zeros(()))
+    with torch.no_grad():
+        benchmark.pedantic(lambda: forecaster.forecast(now, asked), rounds=5, warmup_rounds=1)
+    span = least_s(lambda: forecaster.forecast(now, asked))
+    print(f"\n{rows} stimuli: {1e3 * span:.0f} ms of CPU; fitted in {fit_s:.1f} s")
     assert span < (ONE_BAR_S if rows == 1 else MANY_BAR_S)
 
 
@@ -137,7 +153,7 @@ def test_the_first_forecast_reads_the_past(benchmark, model):
 @pytest.mark.benchmark(group="gradient")
 @pytest.mark.parametrize("rows", [1, 16])
 def test_a_gradient_in_the_stimulus(benchmark, model, rows):
-    forecaster, now = patient(model, 64)
+    forecaster, now, _ = patient(model, 64)
     asked = stimuli(now.montage, rows)
 
     def slope():
@@ -152,7 +168,7 @@ def test_the_cost_is_linear_in_channels_where_they_hear_hubs_alone(benchmark, mo
     """From 128 channels on, where fixed costs no longer matter; all of these use hubs alone, which begins beyond 64."""
     counts, spans = (96, 128, 192, 256, 384, 512), []
     for channels in counts:
-        forecaster, now = patient(model, channels)
+        forecaster, now, _ = patient(model, channels)
         asked = stimuli(now.montage, 4).to(torch.zeros(()))
         spans.append(least_s(lambda f=forecaster, now=now, asked=asked: f.forecast(now, asked), repeats=3))
         print(f"\n{channels} channels: {1e3 * spans[-1] / 4:.1f} ms a stimulus", end="")
