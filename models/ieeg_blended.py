@@ -36,7 +36,8 @@ from stimopt.tensors import named_under
 from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
-from .ieeg_ongoing import LinearOngoing, Quiet, Told, alone, calmed, kept_of, quiet_of, reset_of, silenced, told_of
+from .ieeg_ongoing import LinearOngoing, calmed, quiet_of, silenced, told_of
+from .ieeg_quiet import Quiet, Told, alone, kept_of, reset_of
 from .ieeg_residual import MOST_PAST
 from .ieeg_subject import in_spreads
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression

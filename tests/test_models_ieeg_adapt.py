@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, silent_rows
+from untrained import SIZE, untrained
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.errors import ConfigError, DataError
@@ -13,10 +14,9 @@ from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
 from stimopt.models.ieeg_blended import fit_ieeg_blended, seen_share, site_distance_mm, site_parts
-from stimopt.models.ieeg_foundation import KIND, FoundationModel
+from stimopt.models.ieeg_foundation import KIND
 from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
 from stimopt.models.ieeg_saved import SavedFoundation
-from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.models.landmarks import best_ridge, landmarks_of, left_out
 from stimopt.models.low_rank import changed, full_changes, low_rank_changes
 from stimopt.response import Response
@@ -25,16 +25,11 @@ from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator, map_tensors
 from stimopt.testing import check_forecaster
 
-SIZE = TransformerSize(
-    width=32, layers=1, ongoing_width=16, ongoing_layers=1, heads=2, hubs=2, rhythms=2, factors=2
-)  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def model():
     """First weights, never trained: whatever is learnt here is learnt from the patient."""
-    network = IeegTransformer(SIZE, generator(3, "weights"))
-    return FoundationModel(SIZE, {name: value.detach() for name, value in network.state_dict().items()})
+    return untrained()
 
 
 @pytest.fixture(scope="module")

@@ -7,31 +7,26 @@ import linear_truth as made
 import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, silent_rows
+from untrained import untrained
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.forecaster import Context
 from stimopt.models import ieeg_ongoing
 from stimopt.models.ieeg_adapt import adapt, at_level, fit_ieeg_adapted
 from stimopt.models.ieeg_blended import fit_ieeg_blended
-from stimopt.models.ieeg_foundation import KIND, FoundationModel
+from stimopt.models.ieeg_foundation import KIND
 from stimopt.models.ieeg_ongoing import (
     OngoingForecaster,
-    Quiet,
     calmed,
     fit_ieeg_ongoing,
     fit_ongoing,
-    kept_of,
-    reset_of,
 )
+from stimopt.models.ieeg_quiet import Quiet, kept_of, reset_of
 from stimopt.models.ieeg_saved import SavedFoundation
-from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator
 from stimopt.testing import check_forecaster
 
-SIZE = TransformerSize(
-    width=32, layers=1, ongoing_width=16, ongoing_layers=1, heads=2, hubs=2, rhythms=2, factors=2
-)  # fmt: skip
 POLE = 0.99  # of the background, an autoregression of order two: it loses half in 69 samples
 TURN = 2 * POLE * math.cos(2 * math.pi * 10.0 / RATE_HZ)
 
@@ -47,8 +42,7 @@ def lasting():
 @pytest.fixture(scope="module")
 def model():
     """First weights, never trained: of ongoing activity they know nothing."""
-    network = IeegTransformer(SIZE, generator(3, "weights"))
-    return FoundationModel(SIZE, {name: value.detach() for name, value in network.state_dict().items()})
+    return untrained()
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +191,7 @@ def test_channels_that_lead_others_are_heard(model, rest):
 
 
 def test_with_many_channels_each_may_be_forecast_alone(whole, ongoing, rest, monkeypatch):
-    monkeypatch.setattr(ieeg_ongoing, "_MOST_REGRESSORS", 6)
+    monkeypatch.setattr("stimopt.models.autoregression._MOST_REGRESSORS", 6)
     alone = fit_ongoing(whole, rest)
     assert alone.back.shape[-1] == 1
     assert alone.weight > 0.9
