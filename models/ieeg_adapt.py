@@ -38,11 +38,12 @@ from stimopt.skill import crps
 from stimopt.tensors import generator
 
 from .folds import folds_of, others_of
-from .ieeg_blended import blendable, fit_ieeg_blended
+from .ieeg_blended import FEWEST, blendable, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
-from .ieeg_ongoing import LinearOngoing, fit_ieeg_ongoing, fit_ongoing
+from .ieeg_ongoing import LinearOngoing, fit_ongoing
+from .ieeg_parts import fit_ieeg_ongoing
 from .ieeg_residual import MOST_PAST, answered, fit_ieeg_residual
 from .ieeg_sourced import STEPS as SOURCE_STEPS
 from .ieeg_sourced import fit_ieeg_sourced, sourceable
@@ -210,9 +211,9 @@ def fit_ieeg_adapted(
         seed: Of parts, first changes and order of steps.
         rest: Windows without stimulation; the trials' own contexts by default.
         checkpoint: Name or folder.
-        adapt: "blended", which with fewer than eight trials, or missing samples, is "ongoing"; "sources", which where
-            fewer than eight trials are of currents at known places is "blended"; a level of `LEVELS`; or
-            "auto", which chooses among those in closed form.
+        adapt: "blended", which with fewer than eight trials, or missing samples, is "ongoing"; "sources", which is
+            "blended" where no trial, or of eight or more fewer than eight, is of a current at a known place; a level
+            of `LEVELS`; or "auto", which chooses among those in closed form.
         steps: Gradient steps: of "sources", by default 200; of "low-rank" and "full", at most and by default 60.
 
     Raises:
@@ -230,12 +231,12 @@ def fit_ieeg_adapted(
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
     ongoing = fit_ongoing(whole, rest, seed=seed) if adapt in ("ongoing", *_BLENDS) else None
-    if adapt not in _BLENDS or not blendable(trials):
-        return at_level(
-            whole, "ongoing" if adapt in _BLENDS else adapt, seed=seed, steps=steps or _STEPS, ongoing=ongoing
-        )
-    if adapt == "sources" and sourceable(trials):
+    told = ongoing is not None or len(trials) >= FEWEST
+    if adapt == "sources" and sourceable(trials) and told:
         return fit_ieeg_sourced(whole, trials, seed=seed, steps=steps or SOURCE_STEPS, ongoing=ongoing)
+    if adapt not in _BLENDS or not blendable(trials):
+        level = "ongoing" if adapt in _BLENDS else adapt
+        return at_level(whole, level, seed=seed, steps=steps or _STEPS, ongoing=ongoing)
     return fit_ieeg_blended(whole, trials, seed=seed, ongoing=ongoing)
 
 

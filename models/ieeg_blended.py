@@ -29,7 +29,7 @@ from scipy.optimize import lsq_linear
 from torch import Tensor
 
 from stimopt.errors import DataError
-from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
+from stimopt.forecaster import Context, Trials
 from stimopt.stimulus import Stimulus
 from stimopt.tensors import named_under
 
@@ -37,7 +37,8 @@ from .folds import folds_of, others_of, site_parts
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_judging import patient_temper
 from .ieeg_ongoing import LinearOngoing, calmed, quiet_of, silenced, told_of
-from .ieeg_quiet import Quiet, Told, alone, kept_of, reset_of
+from .ieeg_parts import PartedForecaster, Parts
+from .ieeg_quiet import Quiet, alone, kept_of, reset_of
 from .ieeg_residual import MOST_PAST
 from .ieeg_subject import in_spreads
 from .impulse_regression import ImpulseForecaster, fit_impulse_regression
@@ -53,7 +54,7 @@ _SAME = 0.999  # of `seen_share`, at which a site is the same
 
 
 @dataclass(frozen=True)
-class BlendedForecaster(Forecaster):
+class BlendedForecaster(PartedForecaster):
     """Effects of the foundation model and of a linear model, weighed. Differentiable in the stimulus.
 
     Attributes:
@@ -75,21 +76,8 @@ class BlendedForecaster(Forecaster):
     ongoing: LinearOngoing | None = None
     reset: float = 0.0
 
-    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
-        """See Forecaster."""
-        parts = self.parts(context, stimulus)
-        return self.in_uv(parts, parts.effect, stimulus)
-
-    def in_uv(
-        self, parts: "Parts", effect: Float[Tensor, "row channel time"], stimulus: Stimulus, narrower: float = 1.0
-    ) -> GaussianForecast:
-        """A forecast with this effect, and noise that a stimulus adds as wide as `narrower` says."""
-        quiet = parts.quiet.after(effect, self.reset)
-        scale, factors = quiet.noise(parts.told, effect, narrower * parts.wider)
-        return self.plain.in_uv(quiet.mean + effect, scale, factors, stimulus)
-
-    def parts(self, context: Context, stimulus: Stimulus) -> "Parts":
-        """What a forecast is made of, a row for each stimulus."""
+    def parts(self, context: Context, stimulus: Stimulus) -> Parts:
+        """See PartedForecaster."""
         told = self.plain.told(self.plain.answer(context, stimulus))
         mean, quiet = told[0], quiet_of(self.plain, self.ongoing, context, stimulus)
         spread = self.plain.subject.spread_uv.to(mean).unsqueeze(-1)
@@ -138,23 +126,6 @@ class BlendedForecaster(Forecaster):
         ongoing = None if own is None else LinearOngoing.restore(own, named_under(tensors, "ongoing."))
         reset = float(config["reset"])
         return cls(plain, linear, tensors["blend"], tensors["sites"], (far, new, seen), ongoing, reset)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a blended forecast is made of, in units of spread.
-
-    Attributes:
-        told: Mean, scale and factors by the network, with the stimulus.
-        quiet: Without it.
-        effect: Of the stimulus on the mean.
-        wider: Factor on the noise that a stimulus adds.
-    """
-
-    told: Told
-    quiet: Quiet
-    effect: Float[Tensor, "row channel time"]
-    wider: Float[Tensor, "row 1 1"]
 
 
 def blendable(trials: Trials) -> bool:

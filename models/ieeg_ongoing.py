@@ -28,16 +28,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from stimopt.forecaster import Context, Forecaster, GaussianForecast
+from stimopt.forecaster import Context
 from stimopt.stimulus import Stimulus, no_stimulus
-from stimopt.tensors import map_tensors, named_under
+from stimopt.tensors import map_tensors
 
 from .autoregression import chosen_run, free_run
-from .folds import folds_of, others_of
 from .ieeg_foundation import FoundationForecaster
-from .ieeg_judging import fitted_temper, patient_temper
-from .ieeg_quiet import LEAST, Quiet, Told, alone, kept_of, reset_of, variance_of
-from .ieeg_residual import MOST_PAST, answered
+from .ieeg_judging import fitted_temper
+from .ieeg_quiet import LEAST, Quiet, Told, alone, kept_of, variance_of
+from .ieeg_residual import answered
 from .ieeg_subject import OF_TRAINS, Shots, in_spreads
 from .ieeg_waves import patch_samples
 
@@ -110,7 +109,7 @@ def quiet_of(plain: FoundationForecaster, ongoing: LinearOngoing | None, context
     return map_tensors(found, rowwise)
 
 
-def _loud(shots: Shots) -> Bool[Tensor, "shot 1 1"]:
+def stimulated(shots: Shots) -> Bool[Tensor, "shot 1 1"]:
     """Which windows have a stimulus."""
     return ((shots.charge.flatten(1) != 0).any(-1) | (shots.senses != 0).any(-1))[:, None, None]
 
@@ -132,38 +131,10 @@ def calmed(plain: FoundationForecaster, past: Shots, ongoing: LinearOngoing | No
     if ongoing is None or not len(past.numbers):
         return past
     silent, lead = told_of(plain, past.pick(slice(0)), silenced(past)), plain.window.lead
-    quiet, good, loud = ongoing.quiet(silent, past.context, past.heard), past.good[..., lead:], _loud(past)
+    quiet, good, loud = ongoing.quiet(silent, past.context, past.heard), past.good[..., lead:], stimulated(past)
     kept = kept_of(quiet, past.response[..., lead:], good & loud)
     more = torch.where(good, torch.where(loud, kept, 1.0) * (quiet.mean - quiet.network), 0.0)
     return replace(past, response=torch.cat([past.response[..., :lead], past.response[..., lead:] - more], -1))
-
-
-@torch.no_grad()
-def fit_ieeg_ongoing(plain: FoundationForecaster, ongoing: LinearOngoing, *, seed: int = 0) -> "OngoingForecaster":
-    """A patient's own forecast of what happens by itself beside the network's effects, noise as wide as trials ask for.
-
-    Args:
-        plain: With the patient's trials in context.
-        ongoing: Of the same patient.
-        seed: Of the parts in which trials are held out, from four trials on.
-
-    Returns:
-        The forecaster, with the newest 64 trials in context.
-    """
-    past, count, lead = plain.past, len(plain.past.numbers), plain.window.lead
-    parts, totals = [], []
-    for held in folds_of(count, _FOLDS, seed, "parts") if count >= _FEWEST_TRIALS else ():
-        known, own = past.pick(others_of(count, held)[-MOST_PAST:]), past.pick(held)
-        known = calmed(plain, known, ongoing)
-        told, silent = (told_of(plain, known, asked) for asked in (own, silenced(own)))
-        quiet, effect = ongoing.quiet(silent, own.context, own.heard), told[0] - silent[0]
-        parts.append((quiet, own.response[..., lead:] - quiet.mean, effect, own.good[..., lead:] & _loud(own)))
-        totals.append(variance_of(told))
-    reset, rows = reset_of(parts), list[Tensor]()
-    for (quiet, left, effect, good), total in zip(parts, totals, strict=True):
-        rows += quiet.ratios(left, total, effect, good, reset)
-    kept = replace(plain, past=calmed(plain, past.pick(slice(max(0, count - MOST_PAST), None)), ongoing))
-    return OngoingForecaster(kept, ongoing, patient_temper(rows, len(rows)), reset)
 
 
 @torch.no_grad()
@@ -250,44 +221,3 @@ def _over_time(ratio: Float[Tensor, "piece channel judged"], lead: int, total: i
     channel = ratio.mean((0, 2)) / ratio.mean().clamp_min(LEAST)
     channel = (pieces * channel + _PRIOR_PIECES) / (pieces + _PRIOR_PIECES)
     return (channel.unsqueeze(-1) * torch.as_tensor(over_time).to(channel)).sqrt()
-
-
-@dataclass(frozen=True)
-class OngoingForecaster(Forecaster):
-    """A foundation forecaster whose patient's own linear forecast says what happens by itself.
-
-    Attributes:
-        plain: The network with past trials in context, which says what a stimulus adds.
-        ongoing: What happens without one.
-        wider: Factor on the noise that a stimulus adds.
-        reset: How much a strong stimulus ends of what the patient's own forecast knows.
-    """
-
-    plain: FoundationForecaster
-    ongoing: LinearOngoing
-    wider: float = 1.0
-    reset: float = 0.0
-
-    def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
-        """See Forecaster."""
-        told = self.plain.told(self.plain.answer(context, stimulus))
-        quiet = quiet_of(self.plain, self.ongoing, context, stimulus)
-        effect = told[0] - quiet.network
-        quiet = quiet.after(effect, self.reset)
-        scale, factors = quiet.noise(told, effect, effect.new_tensor(self.wider))
-        return self.plain.in_uv(quiet.mean + effect, scale, factors, stimulus)
-
-    def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """See Saveable."""
-        config, tensors = self.plain.export()
-        own, more = self.ongoing.export()
-        tensors = {f"plain.{name}": value for name, value in tensors.items()}
-        config |= {"ongoing": own, "wider": self.wider, "reset": self.reset}
-        return config, tensors | {f"ongoing.{n}": v for n, v in more.items()}
-
-    @classmethod
-    def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "OngoingForecaster":
-        """See Saveable."""
-        plain = FoundationForecaster.restore(config, named_under(tensors, "plain."))
-        ongoing = LinearOngoing.restore(config["ongoing"], named_under(tensors, "ongoing."))
-        return cls(plain, ongoing, float(config["wider"]), float(config["reset"]))

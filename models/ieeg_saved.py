@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .ieeg_blended import BlendedForecaster
 from .ieeg_foundation import FoundationForecaster, FoundationModel
-from .ieeg_ongoing import OngoingForecaster
+from .ieeg_parts import OngoingForecaster
 from .ieeg_residual import ResidualForecaster
 from .ieeg_sourced import SourcedForecaster
 

@@ -1,16 +1,20 @@
-"""The foundation model's blend, and circuits of sources that a patient's trials and that blend have shaped.
+"""A forecast of the foundation model, and circuits of sources that a patient's trials and that forecast have shaped.
 
-    mean = network without a stimulus + (1 - c) blend's effect + c sources' effect,   0 <= c <= 1/2
+    mean = quiet + (1 - c) effect of the forecast + c sources' effect,   0 <= c <= 1/2
 
-Sources, see `ieeg_sources`, are fitted to what the trials left over the quiet forecast, each sample weighed by the
-noise that was forecast, and to what the blend expects of stimuli that nobody gave, all over the implant, as if a
-quarter of an effect's power were its error. So where trials are silent the circuits say what the network says, as far
-as tissue can do that. c is what fits trials best at sites that neither the network nor the circuits were told of, drawn
-towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation even
-where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of every
-trial, which flatters them a little. What has no place in tissue is the blend's alone: a stimulus that reaches the
-senses or enters at a contact whose place is not known, and a channel of such a contact. At a site with a past the
-circuits know the patient better than a network that read the same trials in passing.
+The forecast is a blend, or with fewer than eight trials that of ongoing activity with the network's effects. Sources,
+see `ieeg_sources`, are fitted to what the trials left over the quiet forecast, each sample weighed by the noise that
+was forecast, and to what the forecast expects of stimuli that nobody gave, all over the implant, as if a quarter of an
+effect's power were its error. So where trials are silent the circuits say what the network says, as far as tissue can
+do that. Beside a blend, c is what fits trials best at sites that neither the network nor the circuits were told of,
+drawn towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation
+even where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of
+every trial, which flatters them a little. Fewer than eight trials do not say
+how well circuits do elsewhere: c is n / (n + 2) halves after n of them, about what was best for five, and harmless for
+one, on those patients; and less where circuits explain less than that of the trials that they were told of, or none of
+it. What has no place in tissue is left to the forecast: a stimulus that reaches the senses or enters at a contact whose
+place is not known, and a channel of such a contact. At a site with a past the circuits know the patient better than a
+network that read the same trials in passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
 (a small model taught by a large one).
@@ -32,9 +36,10 @@ from stimopt.stimulus import Stimulus
 from stimopt.tensors import concatenate, generator, map_tensors, named_under
 
 from .folds import site_parts
-from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, fit_ieeg_blended, held_sites, wider_of
+from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, blendable, fit_ieeg_blended, held_sites, wider_of
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_ongoing import LinearOngoing, quiet_of
+from .ieeg_parts import OngoingForecaster, PartedForecaster, fit_ieeg_ongoing
 from .ieeg_sources import (
     SourceModel,
     Sources,
@@ -52,45 +57,46 @@ from .ieeg_subject import Shots
 CIRCUITS, STEPS = 8, 200  # after 60 steps circuits were short of converged on every validation patient
 _HELD_CIRCUITS = 2  # for each part that is held out
 _VIRTUAL = 40  # stimuli that nobody gave
-_ERROR = 0.25  # of the blend's expectations, as a share of their power
+_ERROR = 0.25  # of what the forecast expects, as a share of their power
 _ALIKE = 0.1  # how much a sample tells: neighbours in time and on a shaft err alike
 _FAINT = 0.02  # of a channel's power, beside the noise: circuits are no exact copy either
 _LEAST = 1e-6  # of a channel's power, in squared units of spread
 _RATE = 2e-2  # of Adam
 _HALF, _PRIOR_SITES = 0.5, 1.5  # the most that c may be, and how many sites say that it is so much
+_PRIOR_FEW = 2.0  # trials that say c is 0, where too few to hold any out say that it is a half
 
 
 @dataclass(frozen=True)
 class SourcedForecaster(Forecaster):
-    """Effects of a blend and of a patient's sources, weighed. Differentiable in the stimulus.
+    """Effects of another forecaster and of a patient's sources, weighed. Differentiable in the stimulus.
 
     Attributes:
-        blend: Of the foundation model and a linear one, with the patient's past trials.
-        sources: Fitted on them.
+        base: The other: a blend, or where trials are few the network's effects on the patient's ongoing activity.
+        sources: Fitted on the same past trials.
         share: Of the sources in the effect.
-        narrower: Factor on the noise that the blend says a stimulus adds.
+        narrower: Factor on the noise that the other says a stimulus adds.
     """
 
-    blend: BlendedForecaster
+    base: BlendedForecaster | OngoingForecaster
     sources: Sources
     share: float
     narrower: float = 1.0
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
-        parts = self.blend.parts(context, stimulus)
-        window = self.blend.plain.window
+        parts = self.base.parts(context, stimulus)
+        window = self.base.plain.window
         told = self.sources.effect(stimulus, window.rate_hz, window.lead + window.samples)[..., window.lead :]
         effect = parts.effect
         share = self.share * placed(stimulus).to(effect)
         effect = effect + share * (told.reshape(effect.shape).to(effect) - effect)
-        return self.blend.in_uv(parts, effect, stimulus, self.narrower)
+        return self.base.in_uv(parts, effect, stimulus, self.narrower)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
-        config, tensors = self.blend.export()
+        config, tensors = self.base.export()
         size, shared = self.sources.model.export()
-        tensors = {f"blend.{name}": value for name, value in tensors.items()}
+        tensors = {f"base.{name}": value for name, value in tensors.items()}
         tensors |= {f"sources.{name}": value for name, value in shared.items()}
         tensors |= {f"own.{name}": value for name, value in self.sources.own.items()}
         tensors |= {"unit": self.sources.unit}
@@ -99,16 +105,29 @@ class SourcedForecaster(Forecaster):
     @classmethod
     def restore(cls, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> "SourcedForecaster":
         """See Saveable."""
-        blend = BlendedForecaster.restore(config, named_under(tensors, "blend."))
+        kind = BlendedForecaster if "linear" in config else OngoingForecaster
+        base = kind.restore(config, named_under(tensors, "base."))
         model = SourceModel.restore(config["sources"], named_under(tensors, "sources."))
-        own, tissue = named_under(tensors, "own."), _tissue_of(blend.plain.window.montage)
+        own, tissue = named_under(tensors, "own."), _tissue_of(base.plain.window.montage)
         sources = Sources(model, own, tissue, tensors["unit"])
-        return cls(blend, sources, float(config["share"]), float(config["narrower"]))
+        return cls(base, sources, float(config["share"]), float(config["narrower"]))
 
 
 def sourceable(trials: Trials) -> bool:
-    """Whether as many trials as a blend needs are of currents at known places, and a channel has one."""
-    return int(placed(trials.stimulus).amax((1, 2)).sum()) >= FEWEST
+    """Whether there is anything that circuits could learn from, beside a forecast that stands on as many trials.
+
+    With eight trials or more, as many of them as a blend needs must be of currents at known places where a channel has
+    one, and no sample may be missing; with fewer, one with a current is enough.
+    """
+    if len(trials) < FEWEST:
+        return _placed_trials(trials) > 0
+    in_tissue = placed(trials.stimulus).amax((1, 2))
+    return blendable(trials) and int(in_tissue.sum()) >= FEWEST
+
+
+def _placed_trials(trials: Trials) -> int:
+    """How many have a current of which circuits can learn."""
+    return int((placed(trials.stimulus).amax((1, 2)) * ~trials.stimulus.silent).sum())
 
 
 def placed(stimulus: Stimulus) -> Float[Tensor, "row channel 1"]:
@@ -133,7 +152,7 @@ def fit_ieeg_sourced(
     plain: FoundationForecaster, trials: Trials, *, seed: int = 0, model: SourceModel | None = None,
     circuits: int = CIRCUITS, steps: int = STEPS, ongoing: LinearOngoing | None = None,
 ) -> SourcedForecaster:  # fmt: skip
-    """Blend a foundation forecaster with a linear model, and fit a patient's sources to their trials and to that blend.
+    """Fit a patient's sources to their trials, and to what the foundation model makes of the same trials otherwise.
 
     Args:
         plain: With these trials in context, as many as there are.
@@ -142,36 +161,56 @@ def fit_ieeg_sourced(
         model: What circuits have in common; the shipped one by default.
         circuits: How many, from different first places.
         steps: Of the search.
-        ongoing: The patient's own forecast of what happens without a stimulus; the network's alone by default.
+        ongoing: The patient's own forecast of what happens without a stimulus, which fewer than eight trials need;
+            the network's alone by default.
 
     Raises:
         ConfigError: If there is no step or no circuit.
-        DataError: If too few trials are of currents at known places, or samples are not finite.
+        DataError: If too few trials are of currents at known places, samples are not finite, or `ongoing` is missing.
     """
     if not sourceable(trials):
         raise DataError(
-            f"sources need {FEWEST} trials of currents at contacts with position_mm; give these, or use 'blended'."
+            f"sources need trials of currents at contacts with position_mm, of {FEWEST} or more at least {FEWEST}, and "
+            "these without a missing sample; give such, or use 'blended'."
         )
     if steps < 1 or circuits < 1:
         raise ConfigError(f"sources need 1 step and 1 circuit or more, got {steps} and {circuits}; give more.")
-    model, blendings = model or load_sources(), held_sites(plain, trials, seed, ongoing)
-    blend = fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=blendings)
-    tissue, parts = _tissue_of(plain.window.montage), site_parts(trials.stimulus, FOLDS, seed)
+    model, base, blendings = model or load_sources(), *_beside(plain, trials, seed, ongoing)
+    tissue = _tissue_of(plain.window.montage)
+    parts = site_parts(trials.stimulus, FOLDS, seed) if blendings else []
     known = torch.ones(circuits + _HELD_CIRCUITS * len(parts), len(trials))
     rows = [slice(circuits + _HELD_CIRCUITS * i, circuits + _HELD_CIRCUITS * (i + 1)) for i in range(len(parts))]
     for row, part in zip(rows, parts, strict=True):
         known[row, part] = 0.0
     with torch.inference_mode(False), torch.enable_grad():
-        told = _Told.of(blend, plain.past, trials, seed)
+        told = _Told.of(base, plain.past, trials, seed)
         own, answers = _searched(model, tissue, told, known, steps, seed)
     say = placed(trials.stimulus).float()
     held = [
         (blended, answers[row][:, part, :, plain.window.lead :].mean(0), say[part])
         for blended, row, part in zip(blendings, rows, parts, strict=True)
     ]
-    share, narrower = _weighed(held, blend)
+    if isinstance(base, BlendedForecaster):
+        share, narrower = _weighed(held, base)
+    else:
+        share, narrower = _trusted(told, answers[:circuits].mean(0), _placed_trials(trials)), 1.0
     kept = {name: value[:circuits].clone() for name, value in own.items()}
-    return SourcedForecaster(blend, Sources(model, kept, tissue, told.unit), share, narrower)
+    return SourcedForecaster(base, Sources(model, kept, tissue, told.unit), share, narrower)
+
+
+def _beside(
+    plain: FoundationForecaster, trials: Trials, seed: int, ongoing: LinearOngoing | None
+) -> tuple[BlendedForecaster | OngoingForecaster, list[Held]]:
+    """What circuits stand beside, and the parts of the trials that it was judged on; none where trials are few."""
+    if len(trials) >= FEWEST:
+        held = held_sites(plain, trials, seed, ongoing)
+        return fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=held), held
+    if ongoing is None:
+        raise DataError(
+            f"sources need {FEWEST} trials, or the patient's own forecast of ongoing activity, got {len(trials)} "
+            "trials alone; give more, or `ongoing`."
+        )
+    return fit_ieeg_ongoing(plain, ongoing, seed=seed), []
 
 
 @dataclass(frozen=True)
@@ -182,6 +221,7 @@ class _Told:
         stimulus: Of each row.
         wanted: Effects, in units of each channel's spread.
         precision: Of each sample.
+        before: What was forecast of the trials without circuits, alike.
         unit: Size of each channel's expected effects.
         rate_hz: Samples per second.
     """
@@ -189,28 +229,32 @@ class _Told:
     stimulus: tuple[Stimulus, Stimulus]
     wanted: Float[Tensor, "row channel time"]
     precision: Float[Tensor, "row channel time"]
+    before: Float[Tensor, "trial channel time"]
     unit: Float[Tensor, " channel"]
     rate_hz: float
 
     @classmethod
     @torch.no_grad()
-    def of(cls, blend: BlendedForecaster, past: Shots, trials: Trials, seed: int) -> "_Told":
-        """Of a patient's trials, given in the network's units, too, and of what the blend expects of others."""
-        plain, count, like = blend.plain, len(trials), trials.stimulus.amplitude_ma
+    def of(cls, base: PartedForecaster, past: Shots, trials: Trials, seed: int) -> "_Told":
+        """Of a patient's trials, given in the network's units, too, and of what a forecast expects of others."""
+        plain, count, like = base.plain, len(trials), trials.stimulus.amplitude_ma
         lead, montage = plain.window.lead, plain.window.montage
         virtual = draw_stimuli(montage, _VIRTUAL, generator(seed, "virtual stimuli")).to(like)
-        expected = blend.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual).effect
+        expected = base.parts(trials.context[torch.arange(_VIRTUAL) % count], virtual).effect
         power = expected.square().mean((0, 2)).clamp_min(_LEAST).unsqueeze(-1)  # [channel, 1]
-        quiet = quiet_of(plain.untold, blend.ongoing, trials.context, trials.stimulus)
-        quiet = quiet.after(blend.parts(trials.context, trials.stimulus).effect, blend.reset)
+        quiet = quiet_of(plain.untold, base.ongoing, trials.context, trials.stimulus)
+        before = base.parts(trials.context, trials.stimulus).effect
+        quiet = quiet.after(before, base.reset)
         noise = quiet.variance + _FAINT * power
         good = past.good[..., lead:]
         left = torch.where(good, past.response[..., lead:] - quiet.mean, 0.0)
         error = (_ERROR * power).expand_as(expected)
         say = torch.cat([placed(one) for one in (trials.stimulus, virtual)])
         weight = _ALIKE * say * torch.cat([good / noise, count / _VIRTUAL / error])
-        wanted, precision = (F.pad(x, (lead, 0)).float() for x in (torch.cat([left, expected]), weight))
-        return cls((trials.stimulus, virtual), wanted, precision, power.sqrt()[:, 0].float(), plain.window.rate_hz)
+        known = torch.cat([left, expected]), weight, before
+        wanted, precision, before = (F.pad(x, (lead, 0)).float() for x in known)
+        unit, rate_hz = power.sqrt()[:, 0].float(), plain.window.rate_hz
+        return cls((trials.stimulus, virtual), wanted, precision, before, unit, rate_hz)
 
 
 def _searched(
@@ -257,6 +301,22 @@ def _chosen(
 ) -> dict[str, Tensor]:
     """Numbers of some circuits from the one, of the others from the other."""
     return {n: torch.where(first.reshape(-1, *[1] * (v.ndim - 1)), v.detach(), other[n]) for n, v in one.items()}
+
+
+def _trusted(told: _Told, answers: Float[Tensor, "trial channel time"], count: int) -> float:
+    """Share of circuits whose trials are too few to hold any out; none where they explain not even those.
+
+    Args:
+        told: What they were fitted to.
+        answers: Theirs to the trials.
+        count: How many trials say anything of circuits.
+    """
+    weight, before = told.precision[: len(answers)], told.before
+    apart = answers - before
+    gram = float((weight * apart.square()).sum())
+    target = float((weight * apart * (told.wanted[: len(answers)] - before)).sum())
+    most = _HALF * count / (count + _PRIOR_FEW)
+    return min(most, max(0.0, target / gram)) if gram > 0 else 0.0
 
 
 @torch.no_grad()

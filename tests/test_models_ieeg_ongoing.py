@@ -15,12 +15,8 @@ from stimopt.models import ieeg_ongoing
 from stimopt.models.ieeg_adapt import adapt, at_level, fit_ieeg_adapted
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND
-from stimopt.models.ieeg_ongoing import (
-    OngoingForecaster,
-    calmed,
-    fit_ieeg_ongoing,
-    fit_ongoing,
-)
+from stimopt.models.ieeg_ongoing import calmed, fit_ongoing
+from stimopt.models.ieeg_parts import OngoingForecaster, fit_ieeg_ongoing
 from stimopt.models.ieeg_quiet import Quiet, kept_of, reset_of
 from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.stimulus import no_stimulus

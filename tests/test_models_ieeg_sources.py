@@ -17,8 +17,9 @@ from stimopt.forecaster import Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
-from stimopt.models.ieeg_foundation import FoundationModel
-from stimopt.models.ieeg_ongoing import OngoingForecaster
+from stimopt.models.ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
+from stimopt.models.ieeg_ongoing import fit_ongoing
+from stimopt.models.ieeg_parts import OngoingForecaster, fit_ieeg_ongoing
 from stimopt.models.ieeg_residual import MOST_PAST
 from stimopt.models.ieeg_saved import SavedFoundation
 from stimopt.models.ieeg_sourced import SourcedForecaster, fit_ieeg_sourced
@@ -291,7 +292,7 @@ def test_sources_learn_what_a_patient_answers(sourced):
     """At sites with a past, from 20 trials with a current; the share is no more than a half."""
     held = TRUTH.trials(TRUTH.random_stimuli(12, 4), 4)
     assert 0 <= sourced.share <= 0.5
-    quiet = replace(sourced.blend, weight=0 * sourced.blend.weight)
+    quiet = replace(sourced.base, weight=0 * sourced.base.weight)
     alone, before = (held_out_skill(f, held)["r2"] for f in (replace(sourced, share=1.0), quiet))
     assert alone > before + 0.05
 
@@ -312,7 +313,7 @@ def test_a_share_of_none_is_the_blend(sourced, plain, trials):
 def test_more_trials_than_a_context_holds_are_all_learned_from():
     trials = TRUTH.trials(TRUTH.random_stimuli(MOST_PAST + 8, 1), 1)
     made = fit_ieeg_sourced(untrained(trials), trials, circuits=1, steps=2)
-    assert len(made.blend.plain.past.numbers) == MOST_PAST
+    assert len(made.base.plain.past.numbers) == MOST_PAST
     assert made.sources.own["place"].isfinite().all()
 
 
@@ -323,7 +324,7 @@ def test_what_reaches_the_senses_is_left_to_the_blend(sourced):
     none = torch.zeros_like(some)
     flash = Sensory("visual", some, none, torch.full_like(some, 0.1), none, none.new_zeros(2, 0))
     stimulus = replace(held.stimulus, sensory=flash)
-    mean, blended = (f.forecast(held.context, stimulus).mean for f in (replace(sourced, share=0.5), sourced.blend))
+    mean, blended = (f.forecast(held.context, stimulus).mean for f in (replace(sourced, share=0.5), sourced.base))
     assert torch.equal(mean[1], blended[1])
     assert not torch.equal(mean[0], blended[0])
 
@@ -346,7 +347,7 @@ def test_a_contact_without_a_place_is_left_to_the_blend(trials):
     held = lost(TRUTH.trials(TRUTH.random_stimuli(12, 7), 7), name)
     there = held.stimulus.amplitude_ma[:, 0] != 0
     assert 0 < int(there.sum()) < 12
-    mean, blended = (f.forecast(held.context, held.stimulus).mean for f in (replace(made, share=0.5), made.blend))
+    mean, blended = (f.forecast(held.context, held.stimulus).mean for f in (replace(made, share=0.5), made.base))
     assert torch.equal(mean[there], blended[there])
     assert torch.equal(mean[:, 0], blended[:, 0])
     assert not (mean[~there, 1:] == blended[~there, 1:]).all(-1).any()
@@ -354,8 +355,75 @@ def test_a_contact_without_a_place_is_left_to_the_blend(trials):
 
 def test_sources_need_places(plain, trials):
     nowhere = lost(trials, *(contact.name for contact in TRUTH.montage.contacts))
-    with pytest.raises(DataError, match="need 8 trials of currents at contacts with position_mm"):
+    with pytest.raises(DataError, match="currents at contacts with position_mm, of 8 or more at least 8"):
         fit_ieeg_sourced(plain, nowhere)
+
+
+@pytest.fixture(scope="module")
+def tissue_trials():
+    """What a circuit of sources answers on top of a patient's ongoing activity, five trials and a dozen others."""
+    circuit = replace(patient(load_sources(), montage=TRUTH.montage), unit=torch.full((6,), 3.0))
+    made = []
+    for count, seed in ((5, 1), (12, 4)):
+        stimulus = TRUTH.random_stimuli(count, seed)
+        calm = TRUTH.trials(no_stimulus(TRUTH.montage, (count,)), seed)
+        signal = calm.response.signal_uv
+        added = circuit.effect(stimulus, 250.0, signal.shape[-1]) * signal.std((0, 2)).unsqueeze(-1)
+        made.append(replace(calm, stimulus=stimulus, response=replace(calm.response, signal_uv=signal + added)))
+    return made
+
+
+@pytest.fixture(scope="module")
+def few(tissue_trials):
+    """Five of them, the network told of these, and the patient's own forecast of ongoing activity."""
+    few = tissue_trials[0]
+    plain = load_foundation().for_patient(TRUTH.montage, few.context, few, samples=125)
+    return few, plain, fit_ongoing(plain, TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context)
+
+
+def test_a_few_trials_are_learned_from_too(few, tissue_trials):
+    """Beside the network's effects on ongoing activity; without held-out trials the share is what their number says."""
+    trials, plain, ongoing = few
+    made = fit_ieeg_sourced(plain, trials, circuits=2, steps=60, ongoing=ongoing)
+    assert isinstance(made.base, OngoingForecaster)
+    assert made.share == pytest.approx(0.5 * 5 / 7)
+    assert made.narrower == 1.0
+    held = tissue_trials[1]
+    same = replace(made, share=0.0).forecast(held.context, held.stimulus)
+    without = fit_ieeg_ongoing(plain, ongoing).forecast(held.context, held.stimulus)
+    assert torch.equal(same.mean, without.mean)
+    assert torch.equal(same.total_scale_uv, without.total_scale_uv)
+    told, before = (held_out_skill(f, held)["r2"] for f in (made, made.base))
+    assert told > before + 0.01
+
+
+def test_circuits_that_explain_no_trial_are_given_no_share(trials):
+    """Of a patient whose neighbouring channels answer with opposite signs, however far away the current enters."""
+    few = trials[~trials.stimulus.silent][:5]
+    plain = load_foundation().for_patient(TRUTH.montage, few.context, few, samples=125)
+    ongoing = fit_ongoing(plain, TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context)
+    assert fit_ieeg_sourced(plain, few, circuits=2, steps=20, ongoing=ongoing).share == 0.0
+
+
+def test_what_a_few_trials_taught_can_be_saved(few, tmp_path):
+    trials, plain, ongoing = few
+    made = fit_ieeg_sourced(plain, trials, circuits=1, steps=2, ongoing=ongoing)
+    check_forecaster(made, trials.context, trials.stimulus, differentiable=True)
+    save_checkpoint(tmp_path / "model", FOUNDATION, made, CARD)
+    again = load_checkpoint(tmp_path / "model", {FOUNDATION: SavedFoundation})
+    one, other = (f.forecast(trials.context, trials.stimulus) for f in (made, again))
+    assert isinstance(again.base, OngoingForecaster)
+    assert torch.equal(one.mean, other.mean)
+    assert torch.equal(one.total_scale_uv, other.total_scale_uv)
+
+
+def test_a_few_trials_need_a_current_and_the_patients_own_forecast(few):
+    trials, plain, ongoing = few
+    silent = replace(trials, stimulus=no_stimulus(TRUTH.montage, (5,)))
+    with pytest.raises(DataError, match="need trials of currents"):
+        fit_ieeg_sourced(plain, silent, ongoing=ongoing)
+    with pytest.raises(DataError, match="or the patient's own forecast of ongoing activity, got 5 trials alone"):
+        fit_ieeg_sourced(plain, trials)
 
 
 def test_a_search_that_runs_away_is_given_up(trials, monkeypatch):
@@ -376,12 +444,15 @@ def test_a_search_without_steps_is_refused(trials):
 
 
 def test_sources_are_asked_for_by_name(trials, monkeypatch):
-    """With too few trials nothing is fitted but what happens by itself, as in a blend."""
+    """Where there is no trial, or no rest long enough to say what a few trials added to, there are none."""
     monkeypatch.setattr(ieeg_adapt, "fit_ieeg_sourced", partial(fit_ieeg_sourced, circuits=1))
-    made = ieeg_adapt.fit_ieeg_adapted(trials[:10], adapt="sources", steps=2)
+    rest = TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context
+    made, few = (ieeg_adapt.fit_ieeg_adapted(trials[:n], adapt="sources", steps=2, rest=rest) for n in (10, 5))
     assert isinstance(made, SourcedForecaster)
     assert made.sources.model.size == load_sources().size
-    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:7], adapt="sources"), OngoingForecaster)
+    assert isinstance(few, SourcedForecaster)
+    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:0], adapt="sources", rest=rest), OngoingForecaster)
+    assert isinstance(ieeg_adapt.fit_ieeg_adapted(trials[:1], adapt="sources", rest=rest[:1]), FoundationForecaster)
 
 
 def test_the_shipped_sources_say_what_they_are():

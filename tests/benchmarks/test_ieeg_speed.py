@@ -16,7 +16,8 @@ from jaxtyping import config
 
 from stimopt.forecaster import Context, Trials
 from stimopt.models.ieeg_foundation import FoundationModel
-from stimopt.models.ieeg_ongoing import OngoingForecaster, fit_ongoing
+from stimopt.models.ieeg_ongoing import fit_ongoing
+from stimopt.models.ieeg_parts import OngoingForecaster
 from stimopt.models.ieeg_sourced import CIRCUITS
 from stimopt.models.ieeg_sources import Sources, Tissue, load_sources
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
