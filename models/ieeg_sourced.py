@@ -9,12 +9,12 @@ effect's power were its error. So where trials are silent the circuits say what 
 do that. Beside a blend, c is what fits trials best at sites that neither the network nor the circuits were told of,
 drawn towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation
 even where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of
-every trial, which flatters them a little. Fewer than eight trials do not say
-how well circuits do elsewhere: c is n / (n + 2) halves after n of them, about what was best for five, and harmless for
-one, on those patients; and less where circuits explain less than that of the trials that they were told of, or none of
-it. What has no place in tissue is left to the forecast: a stimulus that reaches the senses or enters at a contact whose
-place is not known, and a channel of such a contact. At a site with a past the circuits know the patient better than a
-network that read the same trials in passing.
+every trial, which flatters them a little. Fewer than eight trials do not say how well circuits do elsewhere: c is n /
+(n + 2) halves after n of them, about what was best for five, and no worse for one, on those patients; and less where
+circuits explain less than that of the trials that they were told of, or none of it. What has no place in tissue is left
+to the forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel of
+such a contact. At a site with a past the circuits know the patient better than a network that read the same trials in
+passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
 (a small model taught by a large one).
