@@ -57,7 +57,7 @@ from .ieeg_subject import Shots
 CIRCUITS, STEPS = 8, 200  # after 60 steps circuits were short of converged on every validation patient
 _HELD_CIRCUITS = 2  # for each part that is held out
 _VIRTUAL = 40  # stimuli that nobody gave
-_ERROR = 0.25  # of what the forecast expects, as a share of their power
+_ERROR = 0.25  # of what the forecast expects, as a share of its power
 _ALIKE = 0.1  # how much a sample tells: neighbours in time and on a shaft err alike
 _FAINT = 0.02  # of a channel's power, beside the noise: circuits are no exact copy either
 _LEAST = 1e-6  # of a channel's power, in squared units of spread
