@@ -38,7 +38,7 @@ from stimopt.skill import crps
 from stimopt.tensors import generator
 
 from .folds import folds_of, others_of
-from .ieeg_blended import FEWEST, blendable, fit_ieeg_blended
+from .ieeg_blended import blendable, fit_ieeg_blended
 from .ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
 from .ieeg_judging import patient_temper
 from .ieeg_losses import forecast_loss, joint_loss
@@ -231,8 +231,7 @@ def fit_ieeg_adapted(
     samples = response.signal_uv.shape[-1]
     whole = model.for_patient(montage, rest, trials, samples=samples, start_s=response.start_s)
     ongoing = fit_ongoing(whole, rest, seed=seed) if adapt in ("ongoing", *_BLENDS) else None
-    told = ongoing is not None or len(trials) >= FEWEST
-    if adapt == "sources" and sourceable(trials) and told:
+    if adapt == "sources" and sourceable(trials, ongoing):
         return fit_ieeg_sourced(whole, trials, seed=seed, steps=steps or SOURCE_STEPS, ongoing=ongoing)
     if adapt not in _BLENDS or not blendable(trials):
         level = "ongoing" if adapt in _BLENDS else adapt

@@ -40,11 +40,9 @@ from .ieeg_residual import answered
 from .ieeg_subject import OF_TRAINS, Shots, in_spreads
 from .ieeg_waves import patch_samples
 
-_FOLDS = 4
 _FEWEST = 4  # pieces of rest
 _MOST = 256  # pieces
 _PRIOR_PIECES = 4  # that say a channel's noise is as far off as that of all
-_FEWEST_TRIALS = 4  # that say how wide the noise is that a stimulus adds
 
 
 @dataclass(frozen=True)

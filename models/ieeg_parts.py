@@ -64,16 +64,13 @@ class PartedForecaster(Forecaster):
 
     def forecast(self, context: Context, stimulus: Stimulus) -> GaussianForecast:
         """See Forecaster."""
-        parts = self.parts(context, stimulus)
-        return self.in_uv(parts, parts.effect, stimulus)
+        return self.in_uv(self.parts(context, stimulus), stimulus)
 
-    def in_uv(
-        self, parts: Parts, effect: Float[Tensor, "row channel time"], stimulus: Stimulus, narrower: float = 1.0
-    ) -> GaussianForecast:
-        """A forecast with this effect, and noise that a stimulus adds as wide as `narrower` says."""
-        quiet = parts.quiet.after(effect, self.reset)
-        scale, factors = quiet.noise(parts.told, effect, narrower * parts.wider)
-        return self.plain.in_uv(quiet.mean + effect, scale, factors, stimulus)
+    def in_uv(self, parts: Parts, stimulus: Stimulus) -> GaussianForecast:
+        """The forecast that is made of these."""
+        quiet = parts.quiet.after(parts.effect, self.reset)
+        scale, factors = quiet.noise(parts.told, parts.effect, parts.wider)
+        return self.plain.in_uv(quiet.mean + parts.effect, scale, factors, stimulus)
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ class OngoingForecaster(PartedForecaster):
 
 
 @torch.no_grad()
-def fit_ieeg_ongoing(plain: FoundationForecaster, ongoing: LinearOngoing, *, seed: int = 0) -> "OngoingForecaster":
+def fit_ieeg_ongoing(plain: FoundationForecaster, ongoing: LinearOngoing, *, seed: int = 0) -> OngoingForecaster:
     """A patient's own forecast of what happens by itself beside the network's effects, noise as wide as trials ask for.
 
     Args:

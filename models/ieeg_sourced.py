@@ -10,18 +10,17 @@ do that. Beside a blend, c is what fits trials best at sites that neither the ne
 drawn towards a half, and no more than that: sites are few, halves were best on simulated patients kept for validation
 even where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of
 every trial, which flatters them a little. Fewer than eight trials do not say how well circuits do elsewhere: c is n /
-(n + 2) halves after n of them, about what was best for five, and no worse for one, on those patients; and less where
-circuits explain less than that of the trials that they were told of, or none of it. What has no place in tissue is left
-to the forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel of
-such a contact. At a site with a past the circuits know the patient better than a network that read the same trials in
-passing.
+(n + 2) halves after n of them, about what was best for five, and no worse on the whole for one; and less where circuits
+explain less than that of the trials that they were told of, or none of it. What has no place in tissue is left to the
+forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel of such a
+contact. At a site with a past the circuits know the patient better than a network that read the same trials in passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
 (a small model taught by a large one).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +89,7 @@ class SourcedForecaster(Forecaster):
         effect = parts.effect
         share = self.share * placed(stimulus).to(effect)
         effect = effect + share * (told.reshape(effect.shape).to(effect) - effect)
-        return self.base.in_uv(parts, effect, stimulus, self.narrower)
+        return self.base.in_uv(replace(parts, effect=effect, wider=self.narrower * parts.wider), stimulus)
 
     def export(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """See Saveable."""
@@ -113,14 +112,14 @@ class SourcedForecaster(Forecaster):
         return cls(base, sources, float(config["share"]), float(config["narrower"]))
 
 
-def sourceable(trials: Trials) -> bool:
+def sourceable(trials: Trials, ongoing: LinearOngoing | None) -> bool:
     """Whether there is anything that circuits could learn from, beside a forecast that stands on as many trials.
 
-    With eight trials or more, as many of them as a blend needs must be of currents at known places where a channel has
-    one, and no sample may be missing; with fewer, one with a current is enough.
+    With eight trials or more, eight of them must be silent or of currents at known places where a channel has one, and
+    no sample may be missing; with fewer, one with a current is enough beside the patient's own ongoing activity.
     """
     if len(trials) < FEWEST:
-        return _placed_trials(trials) > 0
+        return ongoing is not None and _placed_trials(trials) > 0
     in_tissue = placed(trials.stimulus).amax((1, 2))
     return blendable(trials) and int(in_tissue.sum()) >= FEWEST
 
@@ -168,10 +167,10 @@ def fit_ieeg_sourced(
         ConfigError: If there is no step or no circuit.
         DataError: If too few trials are of currents at known places, samples are not finite, or `ongoing` is missing.
     """
-    if not sourceable(trials):
+    if not sourceable(trials, ongoing):
         raise DataError(
-            f"sources need trials of currents at contacts with position_mm, of {FEWEST} or more at least {FEWEST}, and "
-            "these without a missing sample; give such, or use 'blended'."
+            f"sources need trials of currents at contacts with position_mm: {FEWEST} without a missing sample, or "
+            f"fewer and `ongoing`; got {_placed_trials(trials)} of {len(trials)}; give more, or use 'blended'."
         )
     if steps < 1 or circuits < 1:
         raise ConfigError(f"sources need 1 step and 1 circuit or more, got {steps} and {circuits}; give more.")
@@ -202,15 +201,10 @@ def _beside(
     plain: FoundationForecaster, trials: Trials, seed: int, ongoing: LinearOngoing | None
 ) -> tuple[BlendedForecaster | OngoingForecaster, list[Held]]:
     """What circuits stand beside, and the parts of the trials that it was judged on; none where trials are few."""
-    if len(trials) >= FEWEST:
-        held = held_sites(plain, trials, seed, ongoing)
-        return fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=held), held
-    if ongoing is None:
-        raise DataError(
-            f"sources need {FEWEST} trials, or the patient's own forecast of ongoing activity, got {len(trials)} "
-            "trials alone; give more, or `ongoing`."
-        )
-    return fit_ieeg_ongoing(plain, ongoing, seed=seed), []
+    if ongoing is not None and len(trials) < FEWEST:
+        return fit_ieeg_ongoing(plain, ongoing, seed=seed), []
+    held = held_sites(plain, trials, seed, ongoing)
+    return fit_ieeg_blended(plain, trials, seed=seed, ongoing=ongoing, at_new_sites=held), held
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, shafts
 from safetensors.torch import load_file, save_file
+from slopes import slope_and_step
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.errors import CheckpointError, DataError, ShapeError
@@ -682,23 +683,7 @@ def test_a_pair_of_pulses_answers_by_the_time_between_them_and_one_alone_not_at_
 )
 def test_slopes_of_forecasts_are_those_of_a_step_that_means_something(knob, step):
     """As large as those of the protocol, 2.4 ms for the onset: a slope that is right at a point may be a ripple's."""
-    source, model = generator(4, "slopes"), load_foundation().for_patient(MONTAGE, REST, TRIALS[:20], samples=125)
-    count, pairs = 32, MONTAGE.neighbour_pairs()
-    sites = [pulse_train(MONTAGE, pairs[n % len(pairs)], amplitude_ma=3.0, frequency_hz=16.0) for n in range(count)]
-    trains = concatenate([site.reshape(1) for site in sites])
-    hz = 16 * 6 ** torch.rand(count, generator=source, dtype=torch.float64)
-    pulses = 2.0 + torch.arange(count, dtype=torch.float64) % 4  # trains end with the window
-    trains = replace(trains, frequency_hz=hz, pulses=pulses, onset_s=trains.onset_s + 0.08)
-    still = model.forecast(NOW, no_stimulus(MONTAGE, ())).mean.detach()
-
-    def size(by):
-        turned = getattr(trains, knob) * (1 + (by.unsqueeze(-1) if knob == "amplitude_ma" else by))
-        effect = model.forecast(NOW, replace(trains, **{knob: turned})).mean - still
-        return effect.square().mean((1, 2)).sqrt()
-
-    by = torch.zeros(count, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(size(by).sum(), by)
-    with torch.no_grad():
-        apart = (size(by + step) - size(by - step)) / (2 * step)
+    model = load_foundation().for_patient(MONTAGE, REST, TRIALS[:20], samples=125)
+    slope, apart = slope_and_step(model, NOW, knob, step)
     cosine = float(torch.cosine_similarity(slope, apart, dim=0))
     assert cosine > 0.997  # pulses shared in straight lines: 0.993 along frequency, 0.995 along onset

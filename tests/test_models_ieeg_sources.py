@@ -10,6 +10,7 @@ import pytest
 import torch
 from linear_truth import linear_truth, silent_rows
 from scipy.integrate import solve_ivp
+from untrained import untrained
 
 from stimopt.checkpoint import load_checkpoint, save_checkpoint
 from stimopt.errors import CheckpointError, ConfigError, DataError
@@ -17,7 +18,7 @@ from stimopt.forecaster import Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_blended import fit_ieeg_blended
 from stimopt.models.ieeg_foundation import KIND as FOUNDATION
-from stimopt.models.ieeg_foundation import FoundationForecaster, FoundationModel, load_foundation
+from stimopt.models.ieeg_foundation import FoundationForecaster, load_foundation
 from stimopt.models.ieeg_ongoing import fit_ongoing
 from stimopt.models.ieeg_parts import OngoingForecaster, fit_ieeg_ongoing
 from stimopt.models.ieeg_residual import MOST_PAST
@@ -40,7 +41,7 @@ from stimopt.models.ieeg_sources import (
     trains_of,
 )
 from stimopt.models.ieeg_sources_training import Effects, SourceRecipe, learned, train_ieeg_sources
-from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
+from stimopt.models.ieeg_transformer import TransformerSize
 from stimopt.montage import Channel, Contact, Montage, monopolar
 from stimopt.skill import held_out_skill
 from stimopt.stimulus import Sensory, no_stimulus, pulse_train
@@ -263,14 +264,18 @@ def trials():
 @pytest.fixture(scope="module")
 def plain(trials):
     """A network that was never trained: what is learnt is learnt from the patient."""
-    return untrained(trials)
+    return unlearned(trials)
 
 
-def untrained(trials):
-    size = TransformerSize(16, 1, 16, 1, heads=2, hubs=2, rhythms=2, factors=2)
-    network = IeegTransformer(size, generator(3, "weights"))
-    model = FoundationModel(size, {name: value.detach() for name, value in network.state_dict().items()})
+def unlearned(trials):
+    model = untrained(TransformerSize(16, 1, 16, 1, heads=2, hubs=2, rhythms=2, factors=2))
     return model.for_patient(TRUTH.montage, trials.context, trials, samples=125)
+
+
+def shipped(trials):
+    """The shipped network, told of these, and the patient's own forecast of ongoing activity."""
+    plain = load_foundation().for_patient(TRUTH.montage, trials.context, trials, samples=125)
+    return plain, fit_ongoing(plain, TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context)
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +317,7 @@ def test_a_share_of_none_is_the_blend(sourced, plain, trials):
 
 def test_more_trials_than_a_context_holds_are_all_learned_from():
     trials = TRUTH.trials(TRUTH.random_stimuli(MOST_PAST + 8, 1), 1)
-    made = fit_ieeg_sourced(untrained(trials), trials, circuits=1, steps=2)
+    made = fit_ieeg_sourced(unlearned(trials), trials, circuits=1, steps=2)
     assert len(made.base.plain.past.numbers) == MOST_PAST
     assert made.sources.own["place"].isfinite().all()
 
@@ -342,7 +347,7 @@ def test_a_contact_without_a_place_is_left_to_the_blend(trials):
     """Its currents and its channel; all else circuits answer as elsewhere."""
     name = TRUTH.montage.contacts[0].name
     some = lost(trials, name)
-    made = fit_ieeg_sourced(untrained(some), some, circuits=2, steps=10)
+    made = fit_ieeg_sourced(unlearned(some), some, circuits=2, steps=10)
     assert made.sources.own["place"].isfinite().all()
     held = lost(TRUTH.trials(TRUTH.random_stimuli(12, 7), 7), name)
     there = held.stimulus.amplitude_ma[:, 0] != 0
@@ -355,7 +360,7 @@ def test_a_contact_without_a_place_is_left_to_the_blend(trials):
 
 def test_sources_need_places(plain, trials):
     nowhere = lost(trials, *(contact.name for contact in TRUTH.montage.contacts))
-    with pytest.raises(DataError, match="currents at contacts with position_mm, of 8 or more at least 8"):
+    with pytest.raises(DataError, match="position_mm: 8 without a missing sample, or fewer"):
         fit_ieeg_sourced(plain, nowhere)
 
 
@@ -376,9 +381,7 @@ def tissue_trials():
 @pytest.fixture(scope="module")
 def few(tissue_trials):
     """Five of them, the network told of these, and the patient's own forecast of ongoing activity."""
-    few = tissue_trials[0]
-    plain = load_foundation().for_patient(TRUTH.montage, few.context, few, samples=125)
-    return few, plain, fit_ongoing(plain, TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context)
+    return tissue_trials[0], *shipped(tissue_trials[0])
 
 
 def test_a_few_trials_are_learned_from_too(few, tissue_trials):
@@ -400,8 +403,7 @@ def test_a_few_trials_are_learned_from_too(few, tissue_trials):
 def test_circuits_that_explain_no_trial_are_given_no_share(trials):
     """Of a patient whose neighbouring channels answer with opposite signs, however far away the current enters."""
     few = trials[~trials.stimulus.silent][:5]
-    plain = load_foundation().for_patient(TRUTH.montage, few.context, few, samples=125)
-    ongoing = fit_ongoing(plain, TRUTH.trials(no_stimulus(TRUTH.montage, (8,)), 9).context)
+    plain, ongoing = shipped(few)
     assert fit_ieeg_sourced(plain, few, circuits=2, steps=20, ongoing=ongoing).share == 0.0
 
 
@@ -422,14 +424,14 @@ def test_a_few_trials_need_a_current_and_the_patients_own_forecast(few):
     silent = replace(trials, stimulus=no_stimulus(TRUTH.montage, (5,)))
     with pytest.raises(DataError, match="need trials of currents"):
         fit_ieeg_sourced(plain, silent, ongoing=ongoing)
-    with pytest.raises(DataError, match="or the patient's own forecast of ongoing activity, got 5 trials alone"):
+    with pytest.raises(DataError, match="or fewer and `ongoing`; got 5 of 5"):
         fit_ieeg_sourced(plain, trials)
 
 
 def test_a_search_that_runs_away_is_given_up(trials, monkeypatch):
     """With steps that are far too large circuits answer without end; what is kept answers all the same."""
     monkeypatch.setattr("stimopt.models.ieeg_sourced._RATE", 1e4)
-    plain = untrained(trials)
+    plain = unlearned(trials)
     wild = fit_ieeg_sourced(plain, trials, circuits=2, steps=6)
     forecast = wild.forecast(trials.context[:3], trials.stimulus[:3])
     assert bool(forecast.mean.isfinite().all() & forecast.total_scale_uv.isfinite().all())
@@ -440,7 +442,7 @@ def test_a_search_without_steps_is_refused(trials):
     with pytest.raises(ConfigError, match="steps is 0; give 1 or more"):
         ieeg_adapt.fit_ieeg_adapted(trials, adapt="sources", steps=0)
     with pytest.raises(ConfigError, match="1 step and 1 circuit or more, got 0 and 8"):
-        fit_ieeg_sourced(untrained(trials), trials, steps=0)
+        fit_ieeg_sourced(unlearned(trials), trials, steps=0)
 
 
 def test_sources_are_asked_for_by_name(trials, monkeypatch):

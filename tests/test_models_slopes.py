@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from linear_truth import linear_truth
+from slopes import slope_and_step
 from untrained import untrained
 
 from stimopt.models import (
@@ -21,12 +22,9 @@ from stimopt.models import (
 )
 from stimopt.models.distance_decay import DistanceDecayForecaster
 from stimopt.models.ieeg_sourced import fit_ieeg_sourced
-from stimopt.stimulus import no_stimulus, pulse_train
-from stimopt.tensors import concatenate, generator
 
 TRUTH = linear_truth(6)
 TRIALS = TRUTH.trials(TRUTH.random_stimuli(32, 1), 1)
-COUNT = 32
 
 
 def sourced(trials):
@@ -51,33 +49,10 @@ def model(request):
     return FITS[request.param](TRIALS)
 
 
-def trains():
-    """Two to five pulses at 16 to 96 Hz, each from a neighbouring pair, ending inside the window."""
-    pairs = TRUTH.montage.neighbour_pairs()
-    sites = [
-        pulse_train(TRUTH.montage, pairs[n % len(pairs)], amplitude_ma=3.0, frequency_hz=16.0) for n in range(COUNT)
-    ]
-    many = concatenate([site.reshape(1) for site in sites])
-    hz = 16 * 6 ** torch.rand(COUNT, generator=generator(4, "slopes"), dtype=torch.float64)
-    pulses = 2.0 + torch.arange(COUNT, dtype=torch.float64) % 4
-    return replace(many, frequency_hz=hz, pulses=pulses, onset_s=many.onset_s + 0.08)
-
-
 @pytest.mark.parametrize(("knob", "step"), [("frequency_hz", 0.03), ("amplitude_ma", 0.05), ("pulse_width_us", 0.05)])
 def test_slopes_of_forecasts_are_those_of_a_step_that_means_something(model, knob, step):
     """Of how large effects are; a slope that is right at a point alone may be a ripple's, and search climbs slopes."""
-    given, now = trains(), TRIALS.context[0]
-    still = model.forecast(now, no_stimulus(TRUTH.montage, ())).mean.detach()
-
-    def size(by):
-        turned = getattr(given, knob) * (1 + (by.unsqueeze(-1) if knob == "amplitude_ma" else by))
-        effect = model.forecast(now, replace(given, **{knob: turned})).mean - still
-        return effect.square().mean((1, 2)).sqrt()
-
-    by = torch.zeros(COUNT, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(size(by).sum(), by)
-    with torch.no_grad():
-        apart = (size(by + step) - size(by - step)) / (2 * step)
+    slope, apart = slope_and_step(model, TRIALS.context[0], knob, step)
     if isinstance(model, DistanceDecayForecaster) and knob == "frequency_hz":
         assert float(slope.abs().max()) < 1e-9
         return
