@@ -84,7 +84,8 @@ def compiled_simulate(
         return simulate(dynamics, start, **arguments)
     given = turned(_given(dynamics, start, dt_s, drive, waves, past))
     with temporarily_clear_interpreter_stack():  # what torch.func differentiates goes on as plain tensors
-        course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling)
+        told = every == 1 and reading == dynamics.potential_mv
+        course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling, told)
         units = _compiles(course, given)
         if given and units:
             value, *tangents = _play(course, given, units, reading or itself, every, checkpoint, past is None)
@@ -165,11 +166,17 @@ def _given(
 
 
 def _course(
-    dynamics: Dynamics, batch_shape: tuple[int, ...], dt_s: float, steps: int, scheme: Scheme, hold_coupling: bool
+    dynamics: Dynamics,
+    batch_shape: tuple[int, ...],
+    dt_s: float,
+    steps: int,
+    scheme: Scheme,
+    hold_coupling: bool,
+    told: bool,
 ) -> Course:
     """What stays the same."""
     late = isinstance(dynamics, Network) and bool(steps_back(dynamics, dt_s))
-    step = Step(dynamics, scheme, dt_s, hold_coupling or scheme is euler, late)
+    step = Step(dynamics, scheme, dt_s, hold_coupling or scheme is euler, late, told)
     if not late or not isinstance(dynamics, Network):
         return Course(step, batch_shape, steps, None)
     return Course(step, batch_shape, steps, reads_of(dynamics, dt_s), steps_ahead(dynamics, dt_s))

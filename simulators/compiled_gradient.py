@@ -11,6 +11,7 @@ stretch only, and stretches are played again on the way back.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint as replayed
 
 from .compiled_delays import past_of_strip
-from .compiled_reading import Echoes, Reader, itself
+from .compiled_reading import Echoes, Reader, Told, itself, reads_potential
 from .compiled_strip import Strip
 from .compiled_unit import Unit
-from .compiled_walk import Course, Seats, columns_of, pushes_back, reads_per_step, state_of, walk
+from .compiled_walk import BLOCK, Course, Seats, columns_of, pushes_back, reads_per_step, state_of, walk
 from .simulate import Reading, Trajectory
 
 _PUSHES = ("waves", "drive")
@@ -36,9 +37,10 @@ def played_with_tape(
     length = _stretch(course, values) if checkpoint else course.steps
     values, readings, past = dict(values), [], None
     own = _keeps_gradients(reading, values["start"])  # then it must be read where autograd sees it
+    step = replace(course.step, told=course.step.told and not own)
     for first in range(0, course.steps, length):
         part = slice(first, first + length)
-        stretch = Course(course.step, course.batch_shape, min(length, course.steps - first), course.reads, course.ahead)
+        stretch = Course(step, course.batch_shape, min(length, course.steps - first), course.reads, course.ahead)
         names = tuple(values)
         now = [values[name][part] if name in _PUSHES else values[name] for name in names]
         rules = (stretch, names, itself if own else reading, (-first) % every, every)
@@ -81,10 +83,10 @@ class _Tape(torch.autograd.Function):
         heard: list[Tensor] = []
         reader = Reader(course, reading, every, first=first)
 
-        def watch(number: int, columns: list[Tensor], late: list[Tensor]) -> None:
+        def watch(number: int, columns: list[Tensor], late: list[Tensor], told: list[Tensor]) -> None:
             kept.extend(columns)
             heard.extend(late)
-            reader.watch(number, columns, late)
+            reader.watch(number, columns, late, told)
 
         columns, strips = walk(course, given, (), course.unit(given), watch)
         nothing = given["start"].new_zeros(0)
@@ -101,8 +103,13 @@ class _Tape(torch.autograd.Function):
         states, end_of_tape = course.steps * course.states, len(saved) - len(names)
         given = dict(zip(names, saved[end_of_tape:], strict=True))
         wanted = [name for name, needed in zip(names, ctx.needs_input_grad[5:], strict=True) if needed]
-        back = _Back(course, given, wanted, saved[:states], saved[states:end_of_tape])
-        found = back.run(end, strip, read, reading, first, every)
+        told = reads_potential(course, reading)
+        back = _Back(course, given, wanted, saved[:states], saved[states:end_of_tape], told)
+        if told:
+            readings = Told(read, first, every, end.new_zeros(end.shape[-2], *course.batch_shape))
+            found = back.run(end, strip, readings)
+        else:
+            found = back.run(end, strip, Echoes(course, reading, read, first, every, back.states))
         return None, None, None, None, None, *[found.get(name) for name in names]
 
 
@@ -116,6 +123,7 @@ class _Back:
         wanted: Sequence[str],
         states: Sequence[Tensor],
         heard: Sequence[Tensor],
+        told: bool,
     ) -> None:
         self.course, self.given, self.states, self.heard = course, given, states, heard
         forward = course.unit(given)
@@ -123,22 +131,21 @@ class _Back:
         self.pulled = [
             name for name in forward.names if name.startswith(("state.", "late.")) or _source(name) in wanted
         ]
-        self.unit: Unit = course.unit(given, pulled=self.pulled)
+        self.unit: Unit = course.unit(given, pulled=self.pulled, told=told)
         self.found = {name: torch.zeros_like(given[name]) for name in wanted}
         self.kept = [
             name for name in self.pulled if _source(name) in wanted and not name.startswith(("state.", "late."))
         ]
         self.pieces: dict[str, list[Tensor]] = {name: [] for name in self.kept if _source(name) in _PUSHES}
 
-    def run(
-        self, end: Tensor, strip: Tensor, read: Tensor, reading: Reading, first: int, every: int
-    ) -> dict[str, Tensor]:
+    def run(self, end: Tensor, strip: Tensor, readings: Told | Echoes) -> dict[str, Tensor]:
         """All cotangents that are wanted."""
         course, pull = self.course, columns_of(end)
         ears = _Echo(course, strip, self.per_step) if course.reads else None
-        names = [*course.names([self.given]), *(f"pull.{i}" for i in range(course.states + bool(ears)))]
+        told = readings if isinstance(readings, Told) else None
+        count = course.states + bool(ears) + bool(told)
+        names = [*course.names([self.given]), *(f"pull.{i}" for i in range(count))]
         seats = Seats(self.unit, {name: self.given[name] for name in self.unit.names if name in self.given}, names)
-        echoes = Echoes(course, reading, read, first, every, self.states)
         each = len(self.heard) // course.steps
         pushed = pushes_back(self.given, course.steps)
         for begin in reversed(range(0, course.steps, course.ahead)):
@@ -149,6 +156,7 @@ class _Back:
                 columns = list(self.states[number * course.states : (number + 1) * course.states])
                 late = self.heard[number * each : (number + 1) * each]
                 pulls = [*pull, edges[k].view(len(edges[k]), -1, *course.batch_shape)] if ears else pull
+                pulls = [*pulls, told.at(number)] if told else pulls
                 found = seats.filled([*columns, *late, *next(pushed), *pulls])
                 cotangents = dict(zip(self.pulled, found, strict=True))
                 pull = [
@@ -158,7 +166,7 @@ class _Back:
                 self._add(cotangents)
                 if ears:
                     ears.hear(cotangents)
-                if read_here := echoes.at(number):
+                if isinstance(readings, Echoes) and (read_here := readings.at(number)):
                     pull = [a + b for a, b in zip(pull, read_here, strict=True)]
             self._put(begin)
             if ears:
@@ -178,8 +186,10 @@ class _Back:
                 self.found[name] += cotangents[name]
 
     def _put(self, begin: int) -> None:
-        """Those of a block's pushes, of which the last step came first, in their places."""
+        """Those of pushes, of which the last step came first, in their places: of many steps at once."""
         for name, pieces in self.pieces.items():
+            if begin and len(pieces) < BLOCK:
+                return
             slot, *place = name.split(".")
             turned = torch.stack(pieces[::-1]).movedim(1, -1)  # [step, *batch, region]
             target = self.found[_source(name)][begin : begin + len(pieces)]
@@ -230,6 +240,8 @@ class _Echo:
         names = [f"late.{stage}.{o}" for o in range(self.course.outputs)]
         if names[0] not in cotangents:
             return None
+        if len(names) == 1:
+            return cotangents[names[0]].flatten(1)
         return torch.stack([cotangents[name] for name in names], 1).flatten(1)
 
     def close(self) -> None:

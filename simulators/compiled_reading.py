@@ -1,7 +1,9 @@
 """Readings of a walk through compiled steps: on the way, and their cotangents on the way back.
 
-What leaves a state as it is, or reads its potential, is told of many states at once; any other
-reading of one state after the other, since it may not know of a further axis in front. Potentials
+Potentials of every step are told by the compiled step itself, and their cotangents go into the unit that goes back:
+next to nothing, where made outside of all columns of a state they took a twentieth of a pass, a tenth of a gradient
+(Jansen-Rit, 76 regions, 64 rows, RK4). Potentials of some steps, and whole states, are read many at once; any other
+reading is made of one state after the other, since it may not know of a further axis in front. Potentials
 lie in memory with time innermost, turned while they are still in the cache: a spectrum of them
 then takes half as long (76 regions, 64 rows, 960 readings: 18 ms, not 36, and turning takes 7).
 """
@@ -25,8 +27,9 @@ def itself(state: Tensor) -> Tensor:
     return state
 
 
-def _together(course: Course, reading: Reading) -> int:
-    return _TOGETHER if reading is itself or reading == course.step.dynamics.potential_mv else 1
+def reads_potential(course: Course, reading: Reading) -> bool:
+    """Whether a reading is the circuit's own."""
+    return bool(reading == course.step.dynamics.potential_mv)
 
 
 class Reader:
@@ -42,52 +45,92 @@ class Reader:
 
     def __init__(self, course: Course, reading: Reading, every: int, parts: int = 1, first: int = 0) -> None:
         self.course, self.reading, self.every, self.parts, self.first = course, reading, every, parts, first
-        self.together = _together(course, reading)
-        self.turned = self.together > 1 and reading is not itself
+        self.turned = reads_potential(course, reading)
+        self.together = _TOGETHER if self.turned or reading is itself else 1
         self.kept: list[list[Tensor]] = []
-        self.readings: list[list[Tensor]] = [[] for _ in range(parts)]
+        self.readings: list[Tensor] = []  # of each part, [time, *batch, ...], once the first are known
+        self.done = 0
 
-    def watch(self, number: int, columns: list[Tensor], late: list[Tensor]) -> None:
-        """Keep the columns of a step where one is asked for."""
+    def watch(self, number: int, columns: list[Tensor], late: list[Tensor], told: list[Tensor]) -> None:
+        """Keep of a step what is read, where it is asked for."""
         if number >= self.first and (number - self.first) % self.every == 0:
-            self.kept.append(columns)
+            self.kept.append(told or columns)
             if len(self.kept) == self.together:
                 self._flush()
 
     def read(self) -> list[Tensor]:
         """Readings of values, and of tangents where there are, `[*batch, ..., time]`; empty lists where none is."""
-        self._flush()
-        if self.turned:
-            return [torch.cat(read, -1) for read in self.readings if read]
-        return [torch.cat(read).movedim(0, -1) for read in self.readings if read]
+        if self.kept:
+            self._flush()
+        return [readings.movedim(0, -1) for readings in self.readings]
 
     def _flush(self) -> None:
-        if not self.kept:
-            return
-        states, count = [], self.course.states
-        for part in range(self.parts):
-            columns = [column for kept in self.kept for column in kept[part * count : (part + 1) * count]]
-            states.append(_states(columns, count))
+        if self.course.step.told:
+            read = [torch.stack(told).movedim(1, -1) for told in zip(*self.kept, strict=True)]
+        else:
+            read = self._read([_states(columns, self.course.states) for columns in self._apart()])
+        begin, self.done = self.done, self.done + len(self.kept)
         self.kept.clear()
-        if self.together == 1:
-            states = [state[0] for state in states]
-        for readings, read in zip(self.readings, self._read(states), strict=True):
-            one = read.unsqueeze(0) if self.together == 1 else read
-            readings.append(one.movedim(0, -1).contiguous() if self.turned else one)
+        if not self.readings:
+            count = len(range(self.first, self.course.steps, self.every))
+            self.readings = [_empty(one, count, innermost=self.turned) for one in read]
+        for readings, one in zip(self.readings, read, strict=True):
+            readings[begin : self.done] = one
+
+    def _apart(self) -> list[list[Tensor]]:
+        """Columns of each part, of one kept step after the other."""
+        each = self.course.states
+        parts = range(0, each * self.parts, each)
+        return [[column for columns in self.kept for column in columns[part : part + each]] for part in parts]
 
     def _read(self, states: list[Tensor]) -> list[Tensor]:
-        """Readings of a state and of its tangents."""
-        value, *turns = states
-        if not turns:
-            return [self.reading(value)]
-        make: Any = forward_mode.make_dual
-        pairs = [forward_mode.unpack_dual(self.reading(make(value, turn))) for turn in turns]
-        known = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
-        return [pairs[0].primal, *known]
+        """Readings of states and of their tangents, `[time, *batch, ...]`."""
+        one = self.together == 1  # then the reading may not know of the axis of time
+        value, *turns = [state[0] for state in states] if one else states
+        if turns:
+            make: Any = forward_mode.make_dual
+            pairs = [forward_mode.unpack_dual(self.reading(make(value, turn))) for turn in turns]
+            known = [torch.zeros_like(pair.primal) if pair.tangent is None else pair.tangent for pair in pairs]
+            read = [pairs[0].primal, *known]
+        else:
+            read = [self.reading(value)]
+        return [part.unsqueeze(0) for part in read] if one else read
+
+
+def _empty(like: Tensor, count: int, innermost: bool) -> Tensor:
+    """Room for so many of a kind, `[time, ...]`; time innermost in memory, or outermost."""
+    shape = like.shape[1:]
+    return like.new_empty(*shape, count).movedim(-1, 0) if innermost else like.new_empty(count, *shape)
+
+
+class Told:
+    """Cotangents of potentials, asked for from the last step to the first.
+
+    Args:
+        cotangent: Of all potentials that were read, `[*batch, region, time]`.
+        first: The step that was read first.
+        every: Of how many steps one was read.
+        nothing: What a step gets that was not read, `[region, *batch]`.
+    """
+
+    def __init__(self, cotangent: Tensor, first: int, every: int, nothing: Tensor) -> None:
+        self.cotangent, self.first, self.every, self.nothing = cotangent, first, every, nothing
+        self.chunk, self.known = -1, tuple[Tensor, ...]()
+
+    def at(self, number: int) -> Tensor:
+        """Of the potential at the start of a step."""
+        read, other = divmod(number - self.first, self.every)
+        if read < 0 or other:
+            return self.nothing
+        if read // _BACK != self.chunk:
+            self.chunk = read // _BACK
+            begin = self.chunk * _BACK
+            self.known = self.cotangent[..., begin : begin + _BACK].movedim((-1, -2), (0, 1)).contiguous().unbind(0)
+        return self.known[read % _BACK]
 
 
 class Echoes:
-    """Cotangents of states, from those of their readings, asked for from the last to the first.
+    """Cotangents of states, from those of any other readings, asked for from the last to the first.
 
     Args:
         course: Of the walk.
@@ -103,7 +146,7 @@ class Echoes:
     ) -> None:
         self.course, self.reading, self.first, self.every = course, reading, first, every
         self.cotangent, self.columns = cotangent, columns
-        self.together = _BACK if _together(course, reading) > 1 else 1
+        self.together = _BACK if reading is itself else 1
         self.chunk, self.known = -1, list[list[Tensor]]()
 
     def at(self, number: int) -> list[Tensor]:

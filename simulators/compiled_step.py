@@ -75,6 +75,7 @@ class Step:
         dt_s: Its length.
         hold: Whether the coupling of the step's start is held over its stages.
         edges: Whether a network's emission and slopes are wanted for its past.
+        told: Whether the potential at the step's start is wanted, for its cotangent to come back with the others.
     """
 
     dynamics: Dynamics
@@ -82,9 +83,10 @@ class Step:
     dt_s: float
     hold: bool
     edges: bool
+    told: bool = False
 
     def __call__(self, slots: Slots) -> list[Tensor]:
-        """Columns of the state after the step; for `edges` emission there, and its slopes at start and end."""
+        """Columns of the state after the step; for `edges` emission there and its slopes at start and end; `told`."""
         dynamics: Dynamics = with_tensors(self.dynamics, slots, "leaf")
         count = len(dynamics.states)
         state = torch.stack([slots[f"state.{i}"] for i in range(count)], -1)
@@ -92,8 +94,9 @@ class Step:
         slope = self._slope(dynamics, slots, state)
         after = self.scheme(slope, state, stages, self.dt_s, self._kick(dynamics, slots, state))
         columns = list(after.unbind(-1))
+        told = [dynamics.potential_mv(state).expand(columns[0].shape)] if self.told else []
         if not self.edges:
-            return columns
+            return columns + told
         here, there = dynamics.emission(state), dynamics.emission(after)
         if self.hold:
             begin = end = (there - here) / self.dt_s
@@ -101,7 +104,7 @@ class Step:
             begin = dynamics.emission_rate(state, slope(state, stages[START]))
             end = dynamics.emission_rate(after, slope(after, stages[END]))
         shape = (*columns[0].shape, len(dynamics.outputs))
-        return columns + [part for edge in (there, begin, end) for part in edge.expand(shape).unbind(-1)]
+        return columns + [part for edge in (there, begin, end) for part in edge.expand(shape).unbind(-1)] + told
 
     def _stage(self, dynamics: Dynamics, slots: Slots, stage: int) -> Tensor:
         """All input at a stage but that through tracts that are not late."""

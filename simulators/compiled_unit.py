@@ -4,7 +4,7 @@ Everything that has a value is an input, so new values never compile anew; new s
 are kept for the life of the process, by what they were traced from; torch keeps the machine
 code on disk for the next one. Inputs are the slots that `compiled_step` names; those of regions lie
 as [region, *batch], the batch innermost, and so do the outputs: columns of the state, then all edges in one,
-[region, 3 x output, *batch]. Axes are turned inside the unit, where it costs nothing.
+[region, 3 x output, *batch], then the potential where it is told. Axes are turned inside the unit, where it costs nothing.
 """
 
 import threading
@@ -60,7 +60,7 @@ def compiled(step: Step, slots: Slots, pulled: Sequence[str] = ()) -> Unit:
     """
     names = tuple(slots)
     look = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) for x in slots.values())
-    rules = (step.scheme, step.dt_s, step.hold, step.edges, tuple(pulled), torch.get_num_threads())
+    rules = (step.scheme, step.dt_s, step.hold, step.edges, step.told, tuple(pulled), torch.get_num_threads())
     key = (form(step.dynamics), names, look, id(step.scheme), *rules[1:])
     with _compiling:
         if key not in _units:
@@ -87,9 +87,10 @@ def _compile(step: Step, slots: Slots, pulled: Sequence[str]) -> Unit:
 def _turned(step: Step, slots: Slots) -> list[Tensor]:
     """A step over inputs and outputs with regions first."""
     outputs = step({name: x.movedim(0, -1) if name.startswith(_OF_REGIONS) else x for name, x in slots.items()})
-    count = len(step.dynamics.states)
-    columns, edges = ([x.movedim(-1, 0) for x in part] for part in (outputs[:count], outputs[count:]))
-    return columns + ([torch.stack(edges, 1)] if edges else [])
+    laid = [x.movedim(-1, 0) for x in outputs]
+    first, last = len(step.dynamics.states), len(laid) - step.told
+    edges = [torch.stack(laid[first:last], 1)] if step.edges else []
+    return [*laid[:first], *edges, *laid[last:]]
 
 
 def _forward_mode(

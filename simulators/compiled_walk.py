@@ -9,7 +9,7 @@ memory as the units read it, [region, *batch].
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from typing import TypeAlias
@@ -26,8 +26,9 @@ from .compiled_unit import Unit, compiled
 from .integrate import MIDDLE
 
 Given: TypeAlias = Mapping[str, Tensor]
-Watch = Callable[[int, list[Tensor], list[Tensor]], None]  # step number, columns, what arrives at its stages
-_BLOCK = 64  # steps whose noise and drive are put in order at once; and of a block, where no delay says less
+Watch = Callable[[int, list[Tensor], list[Tensor], list[Tensor]], None]
+"""Step number, columns before it, what arrives at its stages, and the potential before it of each part, where told."""
+BLOCK = 64  # steps whose noise and drive are put in order at once; and of a block, where no delay says less
 _STAGES = 3
 
 
@@ -47,7 +48,7 @@ class Course:
     batch_shape: tuple[int, ...]
     steps: int
     reads: Reads | None
-    ahead: int = _BLOCK
+    ahead: int = BLOCK
 
     @property
     def states(self) -> int:
@@ -88,8 +89,8 @@ class Course:
         by_output = arriving.view(-1, regions, self.outputs, *self.batch_shape).movedim(2, 1).contiguous()
         return [list(read.unbind(0)) for read in by_output.unbind(0)]
 
-    def unit(self, given: Given, turns: Sequence[Given] = (), pulled: Sequence[str] = ()) -> Unit:
-        """The compiled step for inputs like these."""
+    def unit(self, given: Given, turns: Sequence[Given] = (), pulled: Sequence[str] = (), told: bool = False) -> Unit:
+        """The compiled step for inputs like these; with `told` it tells the potential, whatever the step does."""
         parts = [given, *turns]
         regions = given["start"].shape[-2]
         columns = [given["start"].new_empty(regions, *self.batch_shape)] * (self.states * len(parts))
@@ -99,7 +100,7 @@ class Course:
             late = [one for arriving in now for one in _STAGES * self.lanes(arriving)[0]]
         names, (push,) = self.names(parts), _pushes_of(parts, 0, 1)
         moving = dict(zip(names, [*columns, *late, *push], strict=True))
-        return compiled(self.step, {**_fixed(parts), **moving}, pulled)
+        return compiled(replace(self.step, told=told or self.step.told), {**_fixed(parts), **moving}, pulled)
 
 
 @cache
@@ -131,14 +132,14 @@ def _pushes_of(parts: Sequence[Given], begin: int, count: int) -> list[list[Tens
 
 def pushes_back(given: Given, steps: int) -> Iterator[list[Tensor]]:
     """Those of values, from the last step to the first."""
-    for begin in reversed(range(0, steps, _BLOCK)):
-        yield from reversed(_pushes(given, begin, min(_BLOCK, steps - begin)))
+    for begin in reversed(range(0, steps, BLOCK)):
+        yield from reversed(_pushes(given, begin, min(BLOCK, steps - begin)))
 
 
 def _all_pushes(parts: Sequence[Given], steps: int) -> Iterator[list[Tensor]]:
     """Of one step after the other; put in order by many at once, however short the shortest delay is."""
-    for begin in range(0, steps, _BLOCK):
-        yield from _pushes_of(parts, begin, min(_BLOCK, steps - begin))
+    for begin in range(0, steps, BLOCK):
+        yield from _pushes_of(parts, begin, min(BLOCK, steps - begin))
 
 
 def _pushes(given: Given, begin: int, count: int) -> list[list[Tensor]]:
@@ -173,7 +174,7 @@ def state_of(columns: Sequence[Tensor]) -> Tensor:
 def walk(
     course: Course, given: Given, turns: Sequence[Given], unit: Unit, watch: Watch, still: bool = False
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """All steps. `watch` is called before each; gives the columns at the end, and the strip of each part there.
+    """All steps. `watch` is called for each; gives the columns at the end, and the strip of each part there.
 
     Args:
         course: What to play.
@@ -192,12 +193,13 @@ def walk(
         heard = [ear.block() for ear in ears]
         for k, push in enumerate(islice(pushed, course.ahead)):
             late = [ear.stages(block, k) for ear, block in zip(ears, heard, strict=True)]
-            watch(begin + k, columns, late[0] if late else [])
             outputs = seats.filled([*columns, *(one for arriving in late for one in arriving), *push])
             each = len(outputs) // len(parts)
+            told = outputs[each - 1 :: each] if course.step.told else []
+            watch(begin + k, columns, late[0] if late else [], told)
             columns = [x for first in range(0, len(outputs), each) for x in outputs[first : first + course.states]]
-            for number, ear in enumerate(ears, 1):
-                ear.hear(outputs[number * each - 1])
+            for number, ear in enumerate(ears):
+                ear.hear(outputs[number * each + course.states])
     return columns, [ear.strip.rows for ear in ears]
 
 
