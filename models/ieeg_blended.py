@@ -6,7 +6,9 @@
 An effect is a forecast with the stimulus less one without. The linear model, impulse responses to rectified current, is
 fitted on the patient's past trials alone. Past trials are cut into parts, each part is forecast from the others, and a
 and b are what fits it best, drawn towards 1 and 0. There are two such pairs: one from parts that share no site, for
-new sites, and one from trials whose site is among the others, for sites with a past of their own. At new sites b is
+new sites, and one from trials whose site is among the others, for sites with a past of their own. A forecast for a site
+errs by a share of what it answers there, so a part counts by the root of its effects' power: by the power itself one
+site of four often had nine tenths of the say, and the next was like another. At new sites b is
 drawn far more strongly: what is linear there seldom carries over to the next site, though it did to the last. Far from
 all sites with a past, as on another shaft, neither holds: sites beside each other confirm much that fails across the
 head. What trials can say there is how far to believe a network that was told of none of them; c is what fits all of
@@ -328,11 +330,17 @@ def _weights(
 
     Weights of some of the effects; those of the others are 0. One that is nowhere seen keeps what `otherwise` says.
 
+    Parts count by the root of the first effect's power, see above.
+
     That share shrinks as a weight leaves `otherwise`: a prior that trials contradict lets go (a heavy tail, that of
     Cauchy, by least squares weighed anew), or it would keep a part of effects that a patient plainly has not.
     """
     products = [part.products(some) for part in held]
-    gram, target = (sum(parts[1:], parts[0]) for parts in zip(*products, strict=True))
+    says = [say_of(float(gram[0, 0])) for gram, _ in products]
+    gram, target = (
+        torch.stack([say * part for say, part in zip(says, parts, strict=True)]).sum(0)
+        for parts in zip(*products, strict=True)
+    )
     moving = gram.diagonal() > 0  # a linear model may have no effect at all, and the network's is weighed all the same
     gram, target, doubt = gram[moving][:, moving], target[moving], gram.new_tensor(doubts)[moving]
     prior = otherwise[some].double()[moving]
@@ -344,6 +352,11 @@ def _weights(
     found[some] = otherwise[some]
     found[some][moving] = weight.float()  # a view
     return found
+
+
+def say_of(power: float) -> float:
+    """Factor that makes a part of the trials count by the root of its effects' power."""
+    return power**-0.5 if power > 0 else 1.0
 
 
 def _drawn_to(gram: Tensor, target: Tensor, prior: Float[Tensor, " _"], otherwise: Tensor) -> Float[Tensor, " _"]:

@@ -35,7 +35,17 @@ from stimopt.stimulus import Stimulus
 from stimopt.tensors import concatenate, generator, map_tensors, named_under
 
 from .folds import site_parts
-from .ieeg_blended import FEWEST, FOLDS, BlendedForecaster, Held, blendable, fit_ieeg_blended, held_sites, wider_of
+from .ieeg_blended import (
+    FEWEST,
+    FOLDS,
+    BlendedForecaster,
+    Held,
+    blendable,
+    fit_ieeg_blended,
+    held_sites,
+    say_of,
+    wider_of,
+)
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_ongoing import LinearOngoing, quiet_of
 from .ieeg_parts import OngoingForecaster, PartedForecaster, fit_ieeg_ongoing
@@ -325,9 +335,10 @@ def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster) 
     others = [say * (sources - effect) for (_, sources, say), effect in zip(held, blended, strict=True)]
     gram = target = 0.0
     for (own, _, _), effect, apart in zip(held, blended, others, strict=True):
-        other = apart * (own.good & own.loud[:, None, None])
-        gram += float(other.square().sum())
-        target += float((other * (own.left - effect)).sum())
+        known = own.good & own.loud[:, None, None]
+        counts, other = say_of(float((effect * known).square().sum())), apart * known
+        gram += counts * float(other.square().sum())
+        target += counts * float((other * (own.left - effect)).sum())
     sure = _PRIOR_SITES / max(1, len(blend.sites))
     share = min(_HALF, max(0.0, (target / gram + sure * _HALF) / (1 + sure))) if gram > 0 else 0.0
     asked = wider_of(

@@ -13,7 +13,7 @@ from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Trials
 from stimopt.models import ieeg_adapt
 from stimopt.models.ieeg_adapt import CLOSED_FORM, LEVELS, adapt, at_level, fit_ieeg_adapted
-from stimopt.models.ieeg_blended import fit_ieeg_blended, seen_share, site_distance_mm, site_parts
+from stimopt.models.ieeg_blended import fit_ieeg_blended, held_sites, seen_share, site_distance_mm, site_parts
 from stimopt.models.ieeg_foundation import KIND
 from stimopt.models.ieeg_residual import ResidualForecaster, fit_ieeg_residual
 from stimopt.models.ieeg_saved import SavedFoundation
@@ -304,6 +304,23 @@ def test_a_blend_turns_down_invented_effects_where_a_linear_model_has_none(model
     blend = fit_ieeg_blended(whole, silent)
     assert float(blend.linear.effect_uv(trials.stimulus).abs().max()) == 0
     assert float(blend.weight[1:, 0].max()) < 0.85  # noise drowns much of what is invented
+
+
+def test_one_loud_site_does_not_speak_for_all(model, trials):
+    """Three parts of the trials answer as the network says, the fourth, five times as loud, a third of that: its power
+    would say .4 or less for sites that nobody tried."""
+    whole = inventing(model, 5).for_patient(trials.response.montage, trials.context, trials, samples=125)
+    held = []
+    for part, (loud, true) in zip(
+        held_sites(whole, trials, 0), [(5.0, 1 / 3), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)], strict=True
+    ):
+        known = part.good & part.loud[:, None, None]
+        network = loud * part.effects[0] / (part.effects[0] * known).square().sum().sqrt()
+        effects = torch.stack([network, torch.zeros_like(network), network])
+        held.append(replace(part, effects=effects, left=true * network))
+    at_new = fit_ieeg_blended(whole, trials, at_new_sites=held).weight[1]
+    assert 0.5 < float(at_new[0]) < 0.8
+    assert float(at_new[1]) == 0.0
 
 
 def inventing(model, seed):
