@@ -4,7 +4,8 @@ Everything that has a value is an input, so new values never compile anew; new s
 are kept for the life of the process, by what they were traced from; torch keeps the machine
 code on disk for the next one. Inputs are the slots that `compiled_step` names; those of regions lie
 as [region, *batch], the batch innermost, and so do the outputs: columns of the state, then all edges in one,
-[region, 3 x output, *batch], then the potential where it is told. Axes are turned inside the unit, where it costs nothing.
+[region, 3 x output, *batch], then the potential where it is told. Axes are turned inside the unit, where it costs
+nothing.
 """
 
 import threading
