@@ -4,14 +4,15 @@
 once; four of these share each pass of values, so that a further parameter costs less than the
 first. Each tangent reads a past of its own, as large as that of the values; those of a group lie
 in one memory, so that they leave as they are. Jansen-Rit, 76 regions, 64 rows, a loss of band
-power included, in passes for one parameter alone and for each of four at once: without delays 1.7
-and 0.9, with delays at 0.1 ms (Heun) 2.2 and 1.3, at 1 ms (RK4) 2.1 and 1.7. A step of values and
+power included, in passes for one parameter alone and for each of four at once: without delays 1.6
+and 0.8, with delays at 0.1 ms (Heun) 1.9 and 1.0, at 1 ms (RK4) 1.8 and 1.2. A step of values and
 one tangent costs 1.6 of values alone, the sums over two pasts 2 to 3 of those over one: a past is
 27 MB at 0.1 ms, and two leave a cache of 32 MB.
 
 Tried and not kept: all lanes of a step on one axis, or all states of a region side by side, so that
 a step compiles to fewer loops (6 to 20 % less for RK4, up to 28 % more for Heun); values and tangents
-side by side in one past (as slow at 0.1 ms); huge pages for the past (a tenth less for its sums).
+side by side in one past (as slow at 0.1 ms); huge pages for the past (a tenth less for its sums); rows in two halves,
+one after the other (as slow).
 
 Torch wraps what it differentiates: here the wrappers come off, and go on again.
 """

@@ -43,6 +43,7 @@ from stimopt.simulators.compiled_delays import past_of_strip, reads_of, strip_of
 from stimopt.simulators.compiled_strip import Strip, Sums
 from stimopt.simulators.delays import delayed_reads, still_past
 from stimopt.simulators.hopf import StuartLandau
+from stimopt.simulators.kuramoto import Kuramoto, kuramoto_network
 from stimopt.simulators.regions_first import regions_first
 from stimopt.tensors import generator
 
@@ -66,12 +67,12 @@ def columns() -> JansenRit:
     return JansenRit(torch.tensor([150.0, 120.0, 210.0], dtype=torch.float64))
 
 
-def forced(dynamics: Dynamics, seed: int = 1) -> dict[str, Tensor]:
+def forced(dynamics: Dynamics, seed: int = 1, steps: int = STEPS) -> dict[str, Tensor]:
     """A start, noise and drive."""
     source = generator(seed)
     start = dynamics.rest + torch.rand(ROWS, *dynamics.rest.shape, generator=source, dtype=torch.float64)
-    drive = torch.randn(STEPS, 3, ROWS, 3, len(dynamics.inputs), generator=source, dtype=torch.float64)
-    return {"start": start, "drive": drive, "waves": white_waves(dynamics, (ROWS,), STEPS, DT_S, source)}
+    drive = torch.randn(steps, 3, ROWS, 3, len(dynamics.inputs), generator=source, dtype=torch.float64)
+    return {"start": start, "drive": drive, "waves": white_waves(dynamics, (ROWS,), steps, DT_S, source)}
 
 
 def assert_alike(dynamics: Dynamics, scheme=rk4, **options) -> None:
@@ -294,7 +295,9 @@ def test_every_patients_circuit_plays_compiled_as_it_plays_plain(make, options):
     torch.testing.assert_close(ours.end, truth.end, rtol=1e-9, atol=1e-9)
 
 
-def score(play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, waves: Tensor, **options) -> Tensor:
+def score(
+    play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, waves: Tensor, *, every: int = 2, **options
+) -> Tensor:
     network = Network(JansenRit(afferents), WEIGHTS, gain=gain, delay_s=DELAY_S)
     played = play(
         network,
@@ -304,7 +307,7 @@ def score(play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, w
         waves=waves,
         scheme=heun,
         reading=network.potential_mv,
-        every=2,
+        every=every,
         **options,
     )
     return played.readings.square().sum() + played.end[..., 1].sum() + played.past.slope_end.sum() / 10
@@ -312,9 +315,12 @@ def score(play, gain: Tensor, afferents: Tensor, start: Tensor, drive: Tensor, w
 
 @pytest.mark.slow
 @needs_compiler
-def test_gradients_through_delays_are_those_of_the_plain_loop():
+@pytest.mark.parametrize(
+    ("every", "steps"), [(2, STEPS), (1, STEPS), (3, 140)]
+)  # 140: more than are put in place at once
+def test_gradients_through_delays_are_those_of_the_plain_loop(every, steps):
     network = Network(columns(), WEIGHTS, gain=10.0, delay_s=DELAY_S)
-    given = forced(network)
+    given = forced(network, steps=steps)
     at = [
         torch.tensor(10.0, dtype=torch.float64),
         columns().afferents_hz,
@@ -323,28 +329,45 @@ def test_gradients_through_delays_are_those_of_the_plain_loop():
 
     def gradients(play, **options) -> tuple[Tensor, ...]:
         moved = [x.clone().requires_grad_() for x in at]
-        return torch.autograd.grad(score(play, *moved, **options), moved)
+        return torch.autograd.grad(score(play, *moved, every=every, **options), moved)
 
     truth = gradients(simulate)
     for ours in (gradients(compiled_simulate), gradients(compiled_simulate, checkpoint=True)):
         for one, other in zip(ours, truth, strict=True):
             torch.testing.assert_close(one, other, **CLOSE)
-    tangent = torch.func.jvp(lambda *x: score(compiled_simulate, *x), tuple(at), tuple(torch.ones_like(x) for x in at))[
-        1
-    ]
+    tangent = torch.func.jvp(
+        lambda *x: score(compiled_simulate, *x, every=every), tuple(at), tuple(torch.ones_like(x) for x in at)
+    )[1]
     torch.testing.assert_close(tangent, sum((g.sum() for g in truth), at[0] * 0), **CLOSE)
 
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("delay_s", [None, DELAY_S])
-def test_several_parameters_at_once_are_differentiated_as_one_by_one(delay_s):
+def test_a_potential_with_a_parameter_is_differentiated_in_it():
+    network = kuramoto_network(Kuramoto(torch.tensor([40.0, 50.0, 60.0], dtype=torch.float64)), WEIGHTS, gain=3.0)
+    given = forced(network)
+
+    def power(play, amplitude_mv: Tensor) -> Tensor:
+        moved = replace(network, circuit=replace(network.circuit, amplitude_mv=amplitude_mv))
+        return play(moved, **given, dt_s=DT_S, scheme=heun, reading=moved.potential_mv).readings.square().sum()
+
+    at = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    truth = torch.autograd.grad(power(simulate, at), at)[0]
+    torch.testing.assert_close(torch.autograd.grad(power(compiled_simulate, at), at)[0], truth, **CLOSE)
+    tangent = torch.func.jvp(partial(power, compiled_simulate), (at.detach(),), (torch.ones_like(at),))[1]
+    torch.testing.assert_close(tangent, truth, **CLOSE)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(("delay_s", "every"), [(None, 2), (DELAY_S, 2), (DELAY_S, 1)])
+def test_several_parameters_at_once_are_differentiated_as_one_by_one(delay_s, every):
     given = forced(Network(columns(), WEIGHTS, delay_s=delay_s))
 
     def answer(play, knobs: Tensor) -> Tensor:
         network = Network(JansenRit(knobs[1] + columns().afferents_hz), WEIGHTS, gain=knobs[0], delay_s=delay_s)
         forcing = {"drive": knobs[2] * given["drive"], "waves": given["waves"], "start": knobs[3] * given["start"]}
-        played = play(network, **forcing, dt_s=DT_S, scheme=heun, reading=network.potential_mv, every=2)
+        played = play(network, **forcing, dt_s=DT_S, scheme=heun, reading=network.potential_mv, every=every)
         end = played.end.sum() if played.past is None else played.past.slope_end.sum()
         return torch.cat([played.readings.square().mean((0, 1)) * knobs[4], end.reshape(1)])
 

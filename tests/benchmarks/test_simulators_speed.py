@@ -399,9 +399,9 @@ def test_gradients_cost_a_few_passes(tracts, late, scheme, dt_s, most_alone, mos
     torch.testing.assert_close(slope, slopes[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(backwards, slopes, rtol=2e-3, atol=1e-5)  # float32, two orders of summation
     assert least[2] < 3.5
-    # 1.6 for each parameter is asked: four at once reach it without delays (0.9 to 1.1) and with them at 0.1 ms (1.2 to
-    # 1.3), and are about there at 1 ms (1.6 to 1.8); one alone is not (1.7, 2.0 to 2.3, 1.9 to 2.2): it pays for the
-    # values by itself, and for a second past that the cache has no room for
+    # 1.6 for each parameter is asked: four at once reach it (0.8, 1.0, 1.2 to 1.5); one alone does without delays (1.55
+    # to 1.7) and not with them (1.8 to 1.9): it pays for the values by itself, and for a second past that the cache has
+    # no room for
     assert least[1] / 4 < most_of_four
     assert least[0] < most_alone
 
