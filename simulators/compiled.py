@@ -38,7 +38,7 @@ from stimopt.tensors import carries_gradient
 
 from .compiled_delays import reads_of, still_strip, strip_of
 from .compiled_gradient import played_with_tape
-from .compiled_reading import itself
+from .compiled_reading import itself, reads_potential
 from .compiled_step import Step, leaves
 from .compiled_tangents import Turned, dual, played_with_turns, turned
 from .compiled_unit import Unit
@@ -84,7 +84,7 @@ def compiled_simulate(
         return simulate(dynamics, start, **arguments)
     given = turned(_given(dynamics, start, dt_s, drive, waves, past))
     with temporarily_clear_interpreter_stack():  # what torch.func differentiates goes on as plain tensors
-        told = every == 1 and reading == dynamics.potential_mv
+        told = every == 1 and reads_potential(dynamics, reading)
         course = _course(dynamics, tuple(start.shape[:-2]), dt_s, steps, scheme, hold_coupling, told)
         units = _compiles(course, given)
         if given and units:

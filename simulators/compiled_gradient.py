@@ -103,7 +103,7 @@ class _Tape(torch.autograd.Function):
         states, end_of_tape = course.steps * course.states, len(saved) - len(names)
         given = dict(zip(names, saved[end_of_tape:], strict=True))
         wanted = [name for name, needed in zip(names, ctx.needs_input_grad[5:], strict=True) if needed]
-        told = reads_potential(course, reading)
+        told = reads_potential(course.step.dynamics, reading)
         back = _Back(course, given, wanted, saved[:states], saved[states:end_of_tape], told)
         if told:
             readings = Told(read, first, every, end.new_zeros(end.shape[-2], *course.batch_shape))

@@ -16,6 +16,7 @@ import torch.autograd.forward_ad as forward_mode
 from torch import Tensor
 
 from .compiled_walk import Course
+from .dynamics import Dynamics
 from .simulate import Reading
 
 _TOGETHER = 16  # states that are read at once: so many are still in the cache, and fill a line of it
@@ -27,9 +28,9 @@ def itself(state: Tensor) -> Tensor:
     return state
 
 
-def reads_potential(course: Course, reading: Reading) -> bool:
+def reads_potential(dynamics: Dynamics, reading: Reading | None) -> bool:
     """Whether a reading is the circuit's own."""
-    return bool(reading == course.step.dynamics.potential_mv)
+    return bool(reading == dynamics.potential_mv)
 
 
 class Reader:
@@ -45,7 +46,7 @@ class Reader:
 
     def __init__(self, course: Course, reading: Reading, every: int, parts: int = 1, first: int = 0) -> None:
         self.course, self.reading, self.every, self.parts, self.first = course, reading, every, parts, first
-        self.turned = reads_potential(course, reading)
+        self.turned = reads_potential(course.step.dynamics, reading)
         self.together = _TOGETHER if self.turned or reading is itself else 1
         self.kept: list[list[Tensor]] = []
         self.readings: list[Tensor] = []  # of each part, [time, *batch, ...], once the first are known

@@ -315,9 +315,7 @@ def score(
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize(
-    ("every", "steps"), [(2, STEPS), (1, STEPS), (3, 140)]
-)  # 140: more than are put in place at once
+@pytest.mark.parametrize(("every", "steps"), [(2, STEPS), (1, STEPS), (3, 140)])  # 140: more than one go puts in place
 def test_gradients_through_delays_are_those_of_the_plain_loop(every, steps):
     network = Network(columns(), WEIGHTS, gain=10.0, delay_s=DELAY_S)
     given = forced(network, steps=steps)
