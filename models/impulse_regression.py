@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from stimopt.errors import ConfigError
 from stimopt.forecaster import Context, Forecaster, GaussianForecast, Trials
 from stimopt.stimulus import Stimulus
 
@@ -36,7 +37,7 @@ from .window import Window, contiguous, in_double, window_from_dict, window_of
 _RIDGES = (1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal; spans from free to nearly zero kernels
 _BASIS = 16
 _FOLDS = 4
-_CHUNK = 16  # trials whose regressors are held at once
+_CHUNK = 16  # trials whose regressors, or channels whose products, are held at once
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def fit_impulse_regression(
         tirings: How pulses may count; the one that forecasts held-out trials best is kept.
 
     Raises:
+        ConfigError: If there is no way for pulses to count.
         DataError: If there are fewer than four trials, or no signals.
     """
     plain, trials = window_of(trials), in_double(trials)
@@ -97,11 +99,16 @@ def fit_impulse_regression(
     rest, unit = at_rest_uv(trials), unit_uv(trials)
     basis = delay_basis(_BASIS, plain.lead + plain.samples, unit)
     apart = site_parts(trials.stimulus, _FOLDS, seed)
-    tried = []
-    for window in (replace(plain, tiring=tiring) for tiring in tirings):
-        told = [[_products(window, trials[part], rest, unit, basis) for part in cut] for cut in (parts, apart)]
-        tried.append((*_chosen(window, told), told[0], window))
-    _, ridges, products, window = max(tried, key=lambda one: one[0])
+    best: tuple[float, _Ridges, list[_Products], Window] | None = None
+    for tiring in tirings:
+        tried = replace(plain, tiring=tiring)
+        told = [[_products(tried, trials[part], rest, unit, basis) for part in cut] for cut in (parts, apart)]
+        saved, by = _chosen(tried, told)
+        if best is None or saved > best[0]:
+            best = saved, by, told[0], tried
+    if best is None:
+        raise ConfigError("there is no way for pulses to count; give one or more of tirings, such as None.")
+    _, ridges, products, window = best
     residual = torch.empty_like(trials.response.signal_uv)
     for i, part in enumerate(parts):
         kernel = _kernel(window, _sum(products, i), ridges, unit, basis)
@@ -115,17 +122,24 @@ _Ridges = tuple[float | None, ...]  # of the three regressions; None leaves one 
 
 @dataclass(frozen=True)
 class _Products:
-    """Products of regressors (contact current x delay) with themselves and with the responses, summed over trials."""
+    """Products of regressors (contact current x delay) with themselves and with the responses, summed over trials.
+
+    Attributes:
+        gram: With themselves.
+        target: With the responses.
+        felt: With themselves again, of the current that each channel feels, at each scale of distance.
+    """
 
     gram: Float[Tensor, "regressor regressor"]
     target: Float[Tensor, "channel regressor"]
+    felt: Float[Tensor, "channel feature feature"]
 
     def __add__(self, other: "_Products") -> "_Products":
-        return _Products(self.gram + other.gram, self.target + other.target)
+        return _Products(self.gram + other.gram, self.target + other.target, self.felt + other.felt)
 
     def less(self, weight: Float[Tensor, "channel regressor"]) -> "_Products":
         """The same with what `weight` explains taken out of the responses."""
-        return _Products(self.gram, self.target - weight @ self.gram)
+        return replace(self, target=self.target - weight @ self.gram)
 
     def gain(self, weight: Float[Tensor, "channel regressor"]) -> float:
         """How much squared error `weight` saves."""
@@ -135,13 +149,30 @@ class _Products:
 def _products(window: Window, trials: Trials, rest: Tensor, unit: Tensor, basis: Tensor) -> _Products:
     off = (trials.response.signal_uv - rest.unsqueeze(-1)) / unit.unsqueeze(-1)
     size = 2 * len(window.montage.contacts) * len(basis)
-    total = _Products(off.new_zeros(size, size), off.new_zeros(off.shape[1], size))
+    gram, target = off.new_zeros(size, size), off.new_zeros(off.shape[1], size)
     for start in range(0, len(trials), _CHUNK):
         some = slice(start, start + _CHUNK)
         regressors = filtered(basis, window.drive_ma(trials.stimulus[some]))[..., window.lead :]
         flat = regressors.flatten(1, 2).movedim(1, 0).flatten(1)  # [regressor, trial * time]
-        total = total + _Products(flat @ flat.mT, off[some].movedim(1, 0).flatten(1) @ flat.mT)
-    return total
+        gram, target = gram + flat @ flat.mT, target + off[some].movedim(1, 0).flatten(1) @ flat.mT
+    return _Products(gram, target, _felt(spread_kernels(window.montage, gram), gram))
+
+
+def _felt(
+    spread: Float[Tensor, "spread channel contact"], gram: Float[Tensor, "regressor regressor"]
+) -> Float[Tensor, "channel feature feature"]:
+    """Products of contacts' currents as those of what channels feel: [polarity, spread, delay] with itself, each."""
+    scales, _, contacts = spread.shape
+    delays = len(gram) // (2 * contacts)
+    sizes = (2, contacts, delays)  # [polarity, contact, delay]
+    near = gram.reshape(*sizes, *sizes).permute(1, 0, 2, 3, 5, 4).reshape(-1, contacts)  # second contact last
+    found = []
+    for some in spread.movedim(1, 0).split(_CHUNK):  # [channel, spread, contact]
+        half = near @ some.flatten(0, 1).mT  # [contact polarity delay polarity delay, channel spread]
+        half = half.reshape(contacts, -1, len(some), scales).movedim(2, 0).flatten(2)
+        whole = (some @ half).reshape(len(some), scales, 2, delays, 2, delays, scales)
+        found.append(whole.permute(0, 2, 1, 3, 4, 6, 5).reshape(len(some), 2 * scales * delays, -1))
+    return torch.cat(found)
 
 
 def _sum(products: list[_Products], held: int | None) -> _Products:
@@ -192,15 +223,15 @@ _Solve = Callable[[float], Float[Tensor, "channel regressor"]]  # of a ridge
 
 def _shared(window: Window, products: _Products) -> _Solve:
     """Kernels of distance that all channels share, each in its own unit."""
-    spread, grams, targets = _by_distance(window, products)
-    gram, target = grams.sum(0), targets.sum(0)
+    spread, targets = _by_distance(window, products)
+    gram, target = products.felt.sum(0), targets.sum(0)
     return lambda ridge: _spread_out(spread, _ridge(gram, target.unsqueeze(0), ridge).expand(len(targets), -1))
 
 
 def _own(window: Window, products: _Products) -> _Solve:
     """Kernels of distance of each channel's own."""
-    spread, grams, targets = _by_distance(window, products)
-    return lambda ridge: _spread_out(spread, _ridge(grams, targets.unsqueeze(-2), ridge).squeeze(-2))
+    spread, targets = _by_distance(window, products)
+    return lambda ridge: _spread_out(spread, _ridge(products.felt, targets.unsqueeze(-2), ridge).squeeze(-2))
 
 
 def _contact(window: Window, products: _Products) -> _Solve:
@@ -218,19 +249,11 @@ _STAGES = (_shared, _own, _contact)
 
 def _by_distance(
     window: Window, products: _Products
-) -> tuple[
-    Float[Tensor, "spread channel contact"], Float[Tensor, "channel regressor regressor"],
-    Float[Tensor, "channel regressor"],
-]:  # fmt: skip
-    """Products of the current that each channel feels, at each scale of distance."""
+) -> tuple[Float[Tensor, "spread channel contact"], Float[Tensor, "channel feature"]]:
+    """The kernels of distance, and products of what each channel feels with what it answers."""
     spread = spread_kernels(window.montage, products.gram)
-    sizes = (2, spread.shape[-1], len(products.gram) // (2 * spread.shape[-1]))
-    gram = products.gram.reshape(*sizes, *sizes)  # [polarity, contact, delay, polarity, contact, delay]
-    grams = [
-        torch.einsum("sk,pkbqlm,rl->psbqrm", near, gram, near).flatten(0, 2).flatten(1) for near in spread.movedim(1, 0)
-    ]
-    target = torch.einsum("sck,cpkb->cpsb", spread, products.target.unflatten(-1, sizes)).flatten(1)
-    return spread, torch.stack(grams), target
+    target = products.target.unflatten(-1, (2, spread.shape[-1], -1))
+    return spread, torch.einsum("sck,cpkb->cpsb", spread, target).flatten(1)
 
 
 def _spread_out(spread: Tensor, weight: Float[Tensor, "channel feature"]) -> Float[Tensor, "channel regressor"]:
@@ -245,7 +268,9 @@ def _ridge(gram: Float[Tensor, "*channel r r"], target: Float[Tensor, "*channel 
     used = size > 1e-9 * size.amax(-1, keepdim=True)
     mean = (size * used).sum(-1) / used.sum(-1).clamp_min(1)
     strength = (ridge * mean).unsqueeze(-1) + 1e-12
-    weight: Tensor = torch.linalg.solve(gram + torch.diag_embed(strength.expand_as(size)), target.mT).mT
+    strong = gram.clone()
+    strong.diagonal(dim1=-2, dim2=-1).add_(strength)
+    weight: Tensor = torch.cholesky_solve(target.mT, torch.linalg.cholesky(strong)).mT
     return weight
 
 

@@ -7,15 +7,16 @@ import pytest
 import torch
 from linear_truth import RATE_HZ, linear_truth, silent_rows
 
-from stimopt.errors import DataError
+from stimopt.errors import ConfigError, DataError
 from stimopt.forecaster import Context, Trials
+from stimopt.models import impulse_regression
 from stimopt.models.arx import fit_arx
 from stimopt.models.basis_functions import fit_basis_functions
 from stimopt.models.delay_embedding import fit_delay_embedding
 from stimopt.models.distance_decay import fit_distance_decay
 from stimopt.models.drive import TIRINGS
 from stimopt.models.felt import felt
-from stimopt.models.impulse import convolve, delay_basis
+from stimopt.models.impulse import convolve, delay_basis, filtered
 from stimopt.models.impulse_regression import fit_impulse_regression
 from stimopt.models.nearest import fit_nearest
 from stimopt.models.other_sites import fit_other_sites
@@ -150,6 +151,25 @@ def test_an_impulse_regression_answers_an_unseen_site_by_distance(truth):
     fitted = fit_impulse_regression(trials[~unseen])
     answer = fitted.forecast(trials.context[unseen], trials.stimulus[unseen]).mean
     assert (answer - response[unseen]).norm() / response[unseen].norm() < 0.05  # seen: 0.02, the ridge
+
+
+def test_products_of_what_channels_feel_are_those_of_its_own_course(truth):
+    """Told from products of contacts' currents, against every channel's own drive through the same delays."""
+    stimulus = truth.random_stimuli(20, 10)
+    trials = recorded(truth, stimulus, torch.zeros(20, 6, 125).double())
+    window, unit = window_of(trials), torch.ones(6).double()
+    basis = delay_basis(3, 125, unit)
+    products = impulse_regression._products(window, trials, torch.zeros(6).double(), unit, basis)
+    own = felt(truth.montage, window.drive_ma(stimulus))  # [trial, channel, polarity and scale, time]
+    course = filtered(basis, own.flatten(1, 2)).flatten(1, 2).unflatten(1, (6, -1))
+    wanted = torch.einsum("ncft,ncgt->cfg", course, course)
+    assert wanted.abs().amax() > 1
+    torch.testing.assert_close(products.felt, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_an_impulse_regression_without_a_way_to_count_pulses_is_refused(train_trials):
+    with pytest.raises(ConfigError, match="give one or more of tirings"):
+        fit_impulse_regression(train_trials, tirings=())
 
 
 def test_an_impulse_regression_finds_out_how_pulses_tire(truth):
