@@ -1,6 +1,6 @@
 """A forecast of the foundation model, and circuits of sources that a patient's trials and that forecast have shaped.
 
-    mean = quiet + (1 - c) effect of the forecast + c sources' effect,   0 <= c <= 1/2
+    mean = quiet + (1 - c a) effect of the forecast + c a sources' effect,   0 <= c <= 1/2,  0 <= a <= 1
 
 The forecast is a blend, or with fewer than eight trials that of ongoing activity with the network's effects. Sources,
 see `ieeg_sources`, are fitted to what the trials left over the quiet forecast, each sample weighed by the noise that
@@ -11,7 +11,9 @@ drawn towards a half, and no more than that: sites are few, halves were best on 
 even where trials asked for more, and what the blend expects, which those circuits are fitted to as well, was told of
 every trial, which flatters them a little. Fewer than eight trials do not say how well circuits do elsewhere: c is n /
 (n + 2) halves after n of them, about what was best for five, and no worse on the whole for one; and less where circuits
-explain less than that of the trials that they were told of, or none of it. What has no place in tissue is left to the
+explain less than that of the trials that they were told of, or none of it. a is how far circuits agree on a channel's
+answer: from different first places they come to differ where neither trials nor the forecast tell them apart, most of
+all at sites that nobody tried, and there the forecast knows better. What has no place in tissue is left to the
 forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel of such a
 contact. At a site with a past the circuits know the patient better than a network that read the same trials in passing.
 
@@ -82,7 +84,7 @@ class SourcedForecaster(Forecaster):
     Attributes:
         base: The other: a blend, or where trials are few the network's effects on the patient's ongoing activity.
         sources: Fitted on the same past trials.
-        share: Of the sources in the effect.
+        share: Of the sources in the effect, where they agree.
         narrower: Factor on the noise that the other says a stimulus adds.
     """
 
@@ -95,9 +97,9 @@ class SourcedForecaster(Forecaster):
         """See Forecaster."""
         parts = self.base.parts(context, stimulus)
         window = self.base.plain.window
-        told = self.sources.effect(stimulus, window.rate_hz, window.lead + window.samples)[..., window.lead :]
-        effect = parts.effect
-        share = self.share * placed(stimulus).to(effect)
+        told, agreed = self.sources.told(stimulus, window.rate_hz, window.lead + window.samples)
+        effect, told = parts.effect, told[..., window.lead :]
+        share = self.share * agreed.reshape(*effect.shape[:-1], 1).to(effect) * placed(stimulus).to(effect)
         effect = effect + share * (told.reshape(effect.shape).to(effect) - effect)
         return self.base.in_uv(replace(parts, effect=effect, wider=self.narrower * parts.wider), stimulus)
 

@@ -14,7 +14,7 @@ what it would do in one, so answers move smoothly with frequency. Without a curr
 patients (W, h, m and the middles of all else) is learned from virtual patients of many circuits, together with how
 far patients differ from it; what is a patient's own (places, strengths, ties C between sources and deviations of the
 rest) is found by gradient steps on their trials, drawn to what is usual. Several such circuits from different first
-places are kept, and their mean is the answer: where trials do not tell, they differ.
+places are kept, and their mean is the answer: where trials do not tell, they differ, and agree less.
 
 References: Weiss 1901 and Ranck, Brain Res 98 (1975) 417-440 (width, polarity); Jensen and Durand, Exp Neurol 220
 (2009) 57-70 (fast trains); Jansen and Rit, Biol Cybern 73 (1995) 357-366 (the synapse); shared numbers are learned.
@@ -45,6 +45,7 @@ _ROWS = 64  # stimuli played at once
 _UNIT_MM = 10.0  # of places, so that a step of a search moves them like other numbers
 _SHARP = 20.0  # how suddenly an anodic field turns into a cathodic one
 _ASIDE_MM = 4.0  # of first places, from the contacts
+_DOUBT, _LEAST = 3.0, 1e-12  # weight of variance in agreement, and the least power that is divided by
 _NOWHERE_MM = 1e4  # a place that is not known is as far
 
 SHARED = {
@@ -274,7 +275,16 @@ class Sources:
     unit: Float[Tensor, " channel"]
 
     def effect(self, stimulus: Stimulus, rate_hz: float, samples: int) -> Float[Tensor, "*batch channel time"]:
-        """Mean over circuits of what a stimulus does, in units of each channel's spread.
+        """Mean over circuits of what a stimulus does, in units of each channel's spread; see `told`."""
+        return self.told(stimulus, rate_hz, samples)[0]
+
+    def told(
+        self, stimulus: Stimulus, rate_hz: float, samples: int
+    ) -> tuple[Float[Tensor, "*batch channel time"], Float[Tensor, "*batch channel 1"]]:
+        """What a stimulus does, mean over circuits, in units of spread, and how far circuits agree on it.
+
+        Agreement is m / (m + 3 v), m the power of a channel's mean over the window and v that of circuits around it:
+        1 where all say the same, as one alone does, and 0 where they say nothing.
 
         Args:
             stimulus: Any batch.
@@ -285,12 +295,17 @@ class Sources:
         shared, own = ({n: v.to(like) for n, v in part.items()} for part in (self.model.shared, self.own))
         steps, circuits = steps_of(samples, rate_hz), len(own["place"])
         tissue = map_tensors(self.tissue, lambda x: x.expand(circuits, -1, -1))
-        parts = [like.new_zeros(0, len(self.unit), steps)]
+        parts, agreed = [like.new_zeros(0, len(self.unit), steps)], [like.new_zeros(0, len(self.unit), 1)]
         for first in range(0, flat.batch_shape.numel(), _ROWS):
             trains = side_by_side(trains_of(flat[first : first + _ROWS], steps), circuits)
-            parts.append(effects(shared, own, tissue, trains).mean(0))
+            played = effects(shared, own, tissue, trains)
+            parts.append(played.mean(0))
+            size, doubt = (x.mean(-1, keepdim=True) for x in (parts[-1].square(), played.var(0, correction=0)))
+            agreed.append(size / (size + _DOUBT * doubt).clamp_min(_LEAST))
         read = torch.cat(parts) * self.unit.to(like).unsqueeze(-1)
-        return (read @ at_samples(steps, rate_hz, samples, read)).reshape(*stimulus.batch_shape, -1, samples)
+        read = read @ at_samples(steps, rate_hz, samples, read)
+        batch, channels = stimulus.batch_shape, len(self.unit)
+        return read.reshape(*batch, channels, samples), torch.cat(agreed).reshape(*batch, channels, 1)
 
 
 def side_by_side(trains: Trains, circuits: int) -> Trains:

@@ -194,6 +194,20 @@ def test_several_circuits_answer_with_their_mean(model):
     torch.testing.assert_close(sources.effect(train(), 250.0, 125), each.mean(0))
 
 
+def test_circuits_agree_as_far_as_their_mean_stands_out(model):
+    """Channel by channel, against each circuit alone, who agrees with itself; on silence nobody says anything."""
+    sources = patient(model, circuits=3)
+    alone = [replace(sources, own={n: v[i : i + 1] for n, v in sources.own.items()}) for i in range(3)]
+    each = torch.stack([one.effect(train(), 250.0, 125) for one in alone])
+    mean, agreed = sources.told(train(), 250.0, 125)
+    size, doubt = mean.square().mean(-1, keepdim=True), (each - mean).square().mean(0).mean(-1, keepdim=True)
+    torch.testing.assert_close(agreed, size / (size + 3 * doubt))
+    assert agreed.shape == (6, 1)
+    assert 0.01 < float(agreed.min()) < float(agreed.max()) < 0.99
+    torch.testing.assert_close(alone[0].told(train(), 250.0, 125)[1], torch.ones(6, 1).double())
+    assert not sources.told(no_stimulus(MONTAGE, (2,)), 250.0, 125)[1].any()
+
+
 def test_a_checkpoint_holds_what_patients_share_and_is_read_strictly(model, tmp_path):
     save_checkpoint(tmp_path / "model", KIND, model, CARD)
     again = load_sources(tmp_path / "model")
@@ -332,6 +346,19 @@ def test_what_reaches_the_senses_is_left_to_the_blend(sourced):
     mean, blended = (f.forecast(held.context, stimulus).mean for f in (replace(sourced, share=0.5), sourced.base))
     assert torch.equal(mean[1], blended[1])
     assert not torch.equal(mean[0], blended[0])
+
+
+def test_where_circuits_disagree_the_blend_has_the_say(sourced):
+    """Of two circuits with the same answer half a say is theirs; where one turns its sign nothing is."""
+    held, sources = TRUTH.trials(TRUTH.random_stimuli(4, 8), 8), sourced.sources
+    twice = {name: value[:1].expand(2, *value.shape[1:]) for name, value in sources.own.items()}
+    agreeing = replace(sourced, share=0.5, sources=replace(sources, own=twice))
+    turned = twice["reading"].clone()
+    turned[1] = -turned[1] - 2 * sources.model.shared["reading"]
+    against = replace(agreeing, sources=replace(sources, own=twice | {"reading": turned}))
+    mean, doubted, blended = (f.forecast(held.context, held.stimulus).mean for f in (agreeing, against, sourced.base))
+    torch.testing.assert_close(doubted, blended)
+    assert (mean - blended).abs().amax() > 1e-3 * blended.abs().amax()
 
 
 def lost(trials, *names):
