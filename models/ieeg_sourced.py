@@ -48,6 +48,7 @@ from .ieeg_blended import (
     say_of,
     wider_of,
 )
+from .ieeg_course import QuickCourse
 from .ieeg_foundation import FoundationForecaster
 from .ieeg_ongoing import LinearOngoing, quiet_of
 from .ieeg_parts import OngoingForecaster, PartedForecaster, fit_ieeg_ongoing
@@ -278,10 +279,10 @@ def _searched(
     both = side_by_side(concatenate(trains), circuits)
     to_samples = told.unit.unsqueeze(-1).unsqueeze(-1) * at_samples(length, told.rate_hz, samples, told.wanted)
     heard = torch.cat([known, torch.ones(circuits, len(told.wanted) - known.shape[1])], 1)[..., None, None]
-    search = torch.optim.Adam(own.values(), lr=_RATE)
+    search, play = torch.optim.Adam(own.values(), lr=_RATE), QuickCourse()
 
     def answered() -> Tensor:
-        played = effects(model.shared, own, many, both)
+        played = effects(model.shared, own, many, both, play=play)
         return torch.einsum("rnct,cts->rncs", played, to_samples)
 
     safe = {name: value.detach().clone() for name, value in own.items()}

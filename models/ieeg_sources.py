@@ -36,6 +36,7 @@ from stimopt.stimulus import Stimulus
 from stimopt.tensors import generator, map_tensors, named_under
 
 from .drive import pulse_course
+from .ieeg_course import Play, course
 from .ieeg_foundation import checkpoint_folder
 from .ieeg_waves import HORIZON_S
 
@@ -145,18 +146,26 @@ def first_own(size: SourceSize, tissue: Tissue, source: torch.Generator) -> dict
 
 
 def effects(
-    shared: Mapping[str, Tensor], own: Mapping[str, Tensor], tissue: Tissue, trains: Trains
+    shared: Mapping[str, Tensor], own: Mapping[str, Tensor], tissue: Tissue, trains: Trains, *, play: Play = course
 ) -> Float[Tensor, "circuit row channel step"]:
-    """What each circuit's channels answer to trains `[circuit, row]`, at the ends of steps."""
+    """What each circuit's channels answer to trains `[circuit, row]`, at the ends of steps.
+
+    Args:
+        shared: Numbers that all circuits have.
+        own: A patient's own numbers, of each circuit.
+        tissue: Of each circuit.
+        trains: Of each circuit.
+        play: Steps of the circuits; `QuickCourse` where no more than a gradient backwards is asked for.
+    """
     both = {name: shared[name] + own[name] if name in own else shared[name] for name in shared}
     place = own["place"] * _UNIT_MM
     contact = tissue.contact_mm.to(place).nan_to_num(_NOWHERE_MM, _NOWHERE_MM, _NOWHERE_MM)
     apart = (place.unsqueeze(2) - contact.unsqueeze(1)).square().sum(-1)  # [circuit, source, contact], mm^2
     arriving = _arriving(both, own, apart, trains)
-    course = _course(both, own, shared, arriving, trains.pulses)
+    read = play(both, own, shared, arriving, trains.pulses, STEP_HZ)
     reach = both["reach"].exp().square().unsqueeze(-1)
     lead = own["lead"].exp().unsqueeze(1) / (1 + apart.mT / reach)  # [circuit, contact, source]
-    return torch.einsum("rcs,rnst->rnct", tissue.read.to(lead) @ lead, course)
+    return torch.einsum("rcs,rnst->rnct", tissue.read.to(lead) @ lead, read)
 
 
 def _arriving(
@@ -171,34 +180,6 @@ def _arriving(
     weight = cathodic + (1 - cathodic) * both["anodic"].exp().unsqueeze(-1)
     followed = 1 / (1 + (trains.frequency_hz / both["follow"].exp()).square())
     return strength / (1 + strength) * weight * followed.unsqueeze(-1) * own["gain"].exp().unsqueeze(1)
-
-
-def _course(
-    both: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    shared: Mapping[str, Tensor],
-    arriving: Tensor,
-    pulses: Tensor,
-) -> Float[Tensor, "circuit row source step"]:
-    """What each source lets be read, step by step; a step is exact for a drive that stays."""
-    rate = both["rate"].exp().unsqueeze(1) / STEP_HZ
-    kept = (-rate).exp()
-    late, early, still = kept * (1 + rate), kept * rate, kept * (1 - rate)
-    bias, size = both["bias"].unsqueeze(1), own["size"].exp().unsqueeze(1)
-    hears = arriving.unsqueeze(-1) * both["hearing"][:, None, None]
-    linear, quiet, coupling = shared["past_bound"] * hears, bias.tanh(), both["coupling"].unsqueeze(1)
-    reading = both["reading"][:, None, :, None]
-    state = speed = torch.zeros_like(hears)  # the speed in units of the population's own rate
-    course = []
-    for pulse in pulses.unbind(-1):
-        now = pulse[..., None, None]
-        sent = (state @ shared["sending"]) @ own["tie"]
-        drive = state @ coupling + sent.unsqueeze(-1) * shared["listening"] + bias
-        between = drive.tanh()
-        away = state - size * (between - quiet) - now * (linear + size * ((drive + hears).tanh() - between))
-        state, speed = state - away + late * away + early * speed, still * speed - early * away
-        course.append((state @ reading).squeeze(-1))
-    return torch.stack(course, -1)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from stimopt.forecaster import Trials
 from stimopt.tensors import concatenate, generator, map_tensors
 
 from .ieeg_corpus import PatientRecord, described, read_record, records_in
+from .ieeg_course import QuickCourse
 from .ieeg_pretrain import processes
 from .ieeg_recipe import checked
 from .ieeg_sources import (
@@ -236,6 +237,7 @@ class _Together:
     effect: Sequence[Tensor]
     unit: Float[Tensor, "patient channel"]
     heard: Float[Tensor, "patient channel"]
+    play: QuickCourse = field(default_factory=QuickCourse)
 
     @classmethod
     def of(cls, patients: Sequence[Effects]) -> "_Together":
@@ -268,7 +270,7 @@ class _Together:
         trains = _stacked([map_tensors(t, lambda x, i=i: x[i]) for t, i in zip(self.trains, some, strict=True)])
         wanted = torch.stack([one[i] for one, i in zip(self.effect, some, strict=True)])
         wanted = wanted / self.unit[:, None, :, None]
-        each = (effects(shared, own, self.tissue, trains) - wanted).square().mean((1, 3))
+        each = (effects(shared, own, self.tissue, trains, play=self.play) - wanted).square().mean((1, 3))
         return (each * self.heard).sum(1) / self.heard.sum(1).clamp_min(1)
 
 

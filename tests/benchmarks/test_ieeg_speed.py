@@ -15,11 +15,12 @@ import torch
 from jaxtyping import config
 
 from stimopt.forecaster import Context, Trials
+from stimopt.models.ieeg_course import QuickCourse, course
 from stimopt.models.ieeg_foundation import FoundationModel
 from stimopt.models.ieeg_ongoing import fit_ongoing
 from stimopt.models.ieeg_parts import OngoingForecaster
 from stimopt.models.ieeg_sourced import CIRCUITS
-from stimopt.models.ieeg_sources import Sources, Tissue, load_sources
+from stimopt.models.ieeg_sources import Sources, Tissue, effects, load_sources, side_by_side, trains_of
 from stimopt.models.ieeg_transformer import IeegTransformer, TransformerSize
 from stimopt.montage import Contact, monopolar
 from stimopt.response import Response
@@ -179,3 +180,25 @@ def test_the_cost_is_linear_in_channels_where_they_hear_hubs_alone(benchmark, mo
     benchmark.pedantic(lambda: forecaster.forecast(now, asked), rounds=1)
     assert math.isfinite(exponent)
     assert exponent < 1.25
+
+
+def test_a_step_of_a_search_for_sources_takes_half_of_what_plain_steps_take(benchmark):
+    """Sixteen circuits of the shipped size, sixty stimuli each, and a gradient backwards, as fits of twenty trials."""
+    model, montage = load_sources(), implant(16)
+    place, read = montage.contact_position_mm.float(), montage.channel_matrix.float()
+    tissue = Tissue(place.expand(16, -1, -1), read.expand(16, -1, -1))
+    own = {n: v.requires_grad_() for n, v in model.begun(tissue, generator(0, "speed")).items()}
+    trains = side_by_side(trains_of(stimuli(montage, 60).to(torch.zeros(())), 125), 16)
+    quick = QuickCourse()
+
+    def taken(play):
+        begun = time.process_time()
+        effects(model.shared, own, tissue, trains, play=play).square().sum().backward()
+        return time.process_time() - begun
+
+    both = [(taken(course), taken(quick)) for _ in range(4)]
+    plain_s, quick_s = (min(times) for times in zip(*both, strict=True))
+    benchmark.extra_info["quick over plain"] = quick_s / plain_s
+    print(f"plain {plain_s:.3f} s, quick {quick_s:.3f} s of CPU: {quick_s / plain_s:.2f}")
+    benchmark.pedantic(taken, args=(quick,), rounds=3)
+    assert quick_s < 0.5 * plain_s
