@@ -13,9 +13,10 @@ every trial, which flatters them a little. Fewer than eight trials do not say ho
 (n + 2) halves after n of them, about what was best for five, and no worse on the whole for one; and less where circuits
 explain less than that of the trials that they were told of, or none of it. a is how far circuits agree on a channel's
 answer: from different first places they come to differ where neither trials nor the forecast tell them apart, most of
-all at sites that nobody tried, and there the forecast knows better. What has no place in tissue is left to the
-forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel of such a
-contact. At a site with a past the circuits know the patient better than a network that read the same trials in passing.
+all at sites that nobody tried, and there the forecast knows better; c is judged with it. What has no place in tissue is
+left to the forecast: a stimulus that reaches the senses or enters at a contact whose place is not known, and a channel
+of such a contact. At a site with a past the circuits know the patient better than a network that read the same trials
+in passing.
 
 References: Breiman, Machine Learning 24 (1996) 49-64 (stacked regressions); Hinton, Vinyals and Dean, arXiv 1503.02531
 (a small model taught by a large one).
@@ -59,6 +60,7 @@ from .ieeg_sources import (
     at_samples,
     effects,
     load_sources,
+    mean_and_agreement,
     side_by_side,
     steps_of,
     trains_of,
@@ -197,15 +199,15 @@ def fit_ieeg_sourced(
     with torch.inference_mode(False), torch.enable_grad():
         told = _Told.of(base, plain.past, trials, seed)
         own, answers = _searched(model, tissue, told, known, steps, seed)
-    say = placed(trials.stimulus).float()
-    held = [
-        (blended, answers[row][:, part, :, plain.window.lead :].mean(0), say[part])
-        for blended, row, part in zip(blendings, rows, parts, strict=True)
-    ]
+    say, lead = placed(trials.stimulus).float(), plain.window.lead
     if isinstance(base, BlendedForecaster):
+        held = []
+        for blended, row, part in zip(blendings, rows, parts, strict=True):
+            mean, agreed = mean_and_agreement(answers[row][:, part, :, lead:])
+            held.append((blended, mean, say[part] * agreed))
         share, narrower = _weighed(held, base)
     else:
-        share, narrower = _trusted(told, answers[:circuits].mean(0), _placed_trials(trials)), 1.0
+        share, narrower = _trusted(told, *mean_and_agreement(answers[:circuits]), _placed_trials(trials)), 1.0
     kept = {name: value[:circuits].clone() for name, value in own.items()}
     return SourcedForecaster(base, Sources(model, kept, tissue, told.unit), share, narrower)
 
@@ -310,16 +312,19 @@ def _chosen(
     return {n: torch.where(first.reshape(-1, *[1] * (v.ndim - 1)), v.detach(), other[n]) for n, v in one.items()}
 
 
-def _trusted(told: _Told, answers: Float[Tensor, "trial channel time"], count: int) -> float:
+def _trusted(
+    told: _Told, answers: Float[Tensor, "trial channel time"], agreed: Float[Tensor, "trial channel 1"], count: int
+) -> float:
     """Share of circuits whose trials are too few to hold any out; none where they explain not even those.
 
     Args:
         told: What they were fitted to.
         answers: Theirs to the trials.
+        agreed: How far they agree on each channel's.
         count: How many trials say anything of circuits.
     """
     weight, before = told.precision[: len(answers)], told.before
-    apart = answers - before
+    apart = agreed * (answers - before)
     gram = float((weight * apart.square()).sum())
     target = float((weight * apart * (told.wanted[: len(answers)] - before)).sum())
     most = _HALF * count / (count + _PRIOR_FEW)
@@ -331,7 +336,7 @@ def _weighed(held: list[tuple[Held, Tensor, Tensor]], blend: BlendedForecaster) 
     """Share of the sources, and how much narrower noise may be, by trials whose sites were held out.
 
     Args:
-        held: Parts of the trials, what circuits that were not told of them answer, and where these have a say.
+        held: Parts of the trials, what circuits that were not told of them answer, and how much of a say these have.
         blend: Whose effects these stand beside.
     """
     blended = [own.effect(blend.weight[1]) for own, _, _ in held]

@@ -264,8 +264,7 @@ class Sources:
     ) -> tuple[Float[Tensor, "*batch channel time"], Float[Tensor, "*batch channel 1"]]:
         """What a stimulus does, mean over circuits, in units of spread, and how far circuits agree on it.
 
-        Agreement is m / (m + 3 v), m the power of a channel's mean over the window and v that of circuits around it:
-        1 where all say the same, as one alone does, and 0 where they say nothing.
+        See `mean_and_agreement`, over the whole window.
 
         Args:
             stimulus: Any batch.
@@ -279,14 +278,27 @@ class Sources:
         parts, agreed = [like.new_zeros(0, len(self.unit), steps)], [like.new_zeros(0, len(self.unit), 1)]
         for first in range(0, flat.batch_shape.numel(), _ROWS):
             trains = side_by_side(trains_of(flat[first : first + _ROWS], steps), circuits)
-            played = effects(shared, own, tissue, trains)
-            parts.append(played.mean(0))
-            size, doubt = (x.mean(-1, keepdim=True) for x in (parts[-1].square(), played.var(0, correction=0)))
-            agreed.append(size / (size + _DOUBT * doubt).clamp_min(_LEAST))
+            mean, agreement = mean_and_agreement(effects(shared, own, tissue, trains))
+            parts.append(mean)
+            agreed.append(agreement)
         read = torch.cat(parts) * self.unit.to(like).unsqueeze(-1)
         read = read @ at_samples(steps, rate_hz, samples, read)
         batch, channels = stimulus.batch_shape, len(self.unit)
         return read.reshape(*batch, channels, samples), torch.cat(agreed).reshape(*batch, channels, 1)
+
+
+def mean_and_agreement(
+    answers: Float[Tensor, "circuit *batch time"],
+) -> tuple[Float[Tensor, "*batch time"], Float[Tensor, "*batch 1"]]:
+    """What circuits answer in the mean, and how far they agree on it: m / (m + 3 v).
+
+    m is the power of the mean over time, and v that of circuits around it, as if from many: 1 where all say the same,
+    as one alone does, and 0 where they say nothing.
+    """
+    mean, many = answers.mean(0), len(answers)
+    doubt = (answers - mean).square().sum(0) / max(1, many - 1)
+    size, doubt = (x.mean(-1, keepdim=True) for x in (mean.square(), doubt))
+    return mean, size / (size + _DOUBT * doubt).clamp_min(_LEAST)
 
 
 def side_by_side(trains: Trains, circuits: int) -> Trains:

@@ -200,7 +200,7 @@ def test_circuits_agree_as_far_as_their_mean_stands_out(model):
     alone = [replace(sources, own={n: v[i : i + 1] for n, v in sources.own.items()}) for i in range(3)]
     each = torch.stack([one.effect(train(), 250.0, 125) for one in alone])
     mean, agreed = sources.told(train(), 250.0, 125)
-    size, doubt = mean.square().mean(-1, keepdim=True), (each - mean).square().mean(0).mean(-1, keepdim=True)
+    size, doubt = mean.square().mean(-1, keepdim=True), each.var(0).mean(-1, keepdim=True)
     torch.testing.assert_close(agreed, size / (size + 3 * doubt))
     assert agreed.shape == (6, 1)
     assert 0.01 < float(agreed.min()) < float(agreed.max()) < 0.99
