@@ -25,6 +25,8 @@ from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator, map_tensors
 from stimopt.testing import check_forecaster
 
+pytestmark = pytest.mark.usefixtures("remembered_regressions")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -23,6 +23,8 @@ from stimopt.stimulus import no_stimulus
 from stimopt.tensors import generator
 from stimopt.testing import check_forecaster
 
+pytestmark = pytest.mark.usefixtures("remembered_regressions")
+
 POLE = 0.99  # of the background, an autoregression of order two: it loses half in 69 samples
 TURN = 2 * POLE * math.cos(2 * math.pi * 10.0 / RATE_HZ)
 

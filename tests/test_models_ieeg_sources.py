@@ -48,6 +48,8 @@ from stimopt.stimulus import Sensory, no_stimulus, pulse_train
 from stimopt.tensors import generator
 from stimopt.testing import check_forecaster
 
+pytestmark = pytest.mark.usefixtures("remembered_regressions")
+
 SIZE = SourceSize(3, 4)
 SHAFT = tuple(Contact(f"A{i}", shaft="A", position_mm=(3.5 * i, 0.0, 0.0)) for i in range(6))
 MONTAGE = monopolar(SHAFT)
