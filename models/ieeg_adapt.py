@@ -9,7 +9,7 @@ Levels, cheapest first; "residual", "low-rank" and "full" build on "context":
     residual    the context, and a closed-form correction of what they leave over
     blended     what "ongoing" is, and a linear model of the patient's beside the network, each weighed by trials at
                 other sites
-    sources     and circuits of sources in the patient's tissue beside these, by gradient steps (about a minute)
+    sources     and circuits of sources in the patient's tissue beside these, by gradient steps (a minute or two)
     low-rank    or small changes of some weights, and an embedding of the patient, by gradient steps
     full        or changes of every weight
 

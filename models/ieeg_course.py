@@ -2,7 +2,7 @@
 
 Both play the circuits of `ieeg_sources`. The plain one says what a step is, and is differentiable in everything, as
 often and in whichever direction. A search plays the same steps hundreds of times and wants one gradient backwards:
-`QuickCourse` keeps what that needs in four blocks of memory, with the populations first so that one product couples
+`QuickCourse` keeps what that needs in five blocks of memory, with the populations first so that one product couples
 all sources of a circuit, takes tanh d as 2 / (1 + exp(-2 d)) - 1, which costs a third, and leaves out what pulses would
 do in steps that have none. On one core a step and its gradient take about a third of the plain ones' time (measured in
 tests/benchmarks/test_ieeg_speed.py); compiling the plain step, or laying it out anew, gave 1.4 at most.
